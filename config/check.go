@@ -1,0 +1,210 @@
+package config
+
+import (
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Spec: appendices#server-name
+var serverName = regexp.MustCompile(`^([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z.-]{1,255})(:[0-9]{1,5})?$`)
+
+var userID = regexp.MustCompile(`^@[\x21-\x39\x3b-\x7e]+:.+$`)
+
+// report takes one problem: the field, what is wrong, what to write instead.
+type report func(field, message, mend string)
+
+// check finds what cannot work, or contradicts itself.
+func (c *Config) check(bad report) {
+	switch {
+	case c.ServerName == "":
+		bad("server_name", "it is missing", "write the domain of your company, such as server_name: example.org")
+	case !serverName.MatchString(c.ServerName) || len(c.ServerName) > 230:
+		bad("server_name", fmt.Sprintf("%q is not a server name", c.ServerName), "write a domain, with a port if need be, and nothing else: no https://, no slash")
+	}
+	if c.DataDir == "" {
+		bad("data_dir", "it is missing", "write a folder, such as data_dir: /var/lib/carillon")
+	}
+	if c.Listen == "" {
+		bad("listen", "it is missing", "write an address, such as listen: 127.0.0.1:8008")
+	} else {
+		checkListen(bad, "listen", c.Listen)
+	}
+	checkPair(bad, "tls_cert", c.TLSCert, "tls_key", c.TLSKey)
+	checkURL(bad, "public_base_url", c.PublicBaseURL)
+	c.Homeserver.check(bad)
+	c.AppService.check(bad)
+	if c.Homeserver.Database != "" && c.Homeserver.Database == c.AppService.Database {
+		bad("appservice.database", "it is the homeserver's database", "give the service one of its own, or leave it empty for a file in data_dir")
+	}
+	checkWord(bad, "log.level", c.Log.Level, "error", "warn", "info", "debug")
+	checkWord(bad, "log.format", c.Log.Format, "text", "json")
+}
+
+func (h *Homeserver) check(bad report) {
+	checkDSN(bad, "homeserver.database", h.Database)
+	for _, a := range h.Admins {
+		checkUser(bad, "homeserver.admins", a)
+	}
+	for _, p := range h.AppServices {
+		checkExists(bad, "homeserver.appservices", p)
+	}
+	if v, err := strconv.Atoi(h.DefaultRoomVers); err != nil || v < 1 || v > 12 {
+		bad("homeserver.default_room_version", fmt.Sprintf("%q is not a room version", h.DefaultRoomVers), "write a number from 1 to 12; 12 is best")
+	}
+	f := &h.Federation
+	if f.Listen != "" {
+		checkListen(bad, "homeserver.federation.listen", f.Listen)
+		if f.TLSCert == "" || f.TLSKey == "" {
+			bad("homeserver.federation.listen", "federation needs TLS there", "set homeserver.federation.tls_cert and tls_key, or leave listen empty and let a reverse proxy serve port 8448")
+		}
+	}
+	checkPair(bad, "homeserver.federation.tls_cert", f.TLSCert, "homeserver.federation.tls_key", f.TLSKey)
+	if f.CAFile != "" {
+		checkExists(bad, "homeserver.federation.ca_file", f.CAFile)
+	}
+	for _, name := range f.Allow {
+		if !serverName.MatchString(strings.TrimPrefix(name, "*.")) {
+			bad("homeserver.federation.allow", fmt.Sprintf("%q is not a server name", name), "write names such as example.org or *.example.org")
+		}
+	}
+	if f.WellKnown != "" && !serverName.MatchString(f.WellKnown) {
+		bad("homeserver.federation.well_known", fmt.Sprintf("%q is not host:port", f.WellKnown), "write it such as chat.example.org:443")
+	}
+	if h.Registration.Open && !h.Registration.Enabled {
+		bad("homeserver.registration.open", "it has no effect while registration is off", "set homeserver.registration.enabled: true, or remove open")
+	}
+	p := &h.Passwords
+	checkRange(bad, "homeserver.passwords.memory", int64(p.Memory), 64<<10, 4<<30, "bytes; 19MiB is usual")
+	checkRange(bad, "homeserver.passwords.time", int64(p.Time), 1, 100, "passes; 2 is usual")
+	checkRange(bad, "homeserver.passwords.min_length", int64(p.MinLength), 1, 128, "characters; 8 is usual")
+	if h.RateLimits.Enabled && (h.RateLimits.PerSecond <= 0 || h.RateLimits.Burst < 1) {
+		bad("homeserver.rate_limits", "per_second and burst must be above 0", "set homeserver.rate_limits.enabled: false for no limits")
+	}
+	m := &h.Media
+	checkRange(bad, "homeserver.media.max_upload", int64(m.MaxUpload), 1, 1<<40, "bytes; 100MiB is usual")
+	checkRange(bad, "homeserver.media.max_remote", int64(m.MaxRemote), 1, 1<<40, "bytes; 100MiB is usual")
+	checkRange(bad, "homeserver.media.max_pixels", int64(m.MaxPixels), 1, 1<<30, "pixels; 60000000 is usual")
+	h.TURN.check(bad)
+}
+
+func (t *TURN) check(bad report) {
+	for _, u := range t.URIs {
+		if !strings.HasPrefix(u, "turn:") && !strings.HasPrefix(u, "turns:") {
+			bad("homeserver.turn.uris", fmt.Sprintf("%q is not a TURN address", u), "write turn:host:3478?transport=udp or turns:host:5349")
+		}
+	}
+	if len(t.URIs) > 0 && t.SharedSecret == "" && (t.Username == "" || t.Password == "") {
+		bad("homeserver.turn", "the TURN server's log-in is missing", "set shared_secret, or username and password")
+	}
+	if t.Lifetime <= 0 {
+		bad("homeserver.turn.lifetime", "it must be above 0", "write it such as 24h")
+	}
+}
+
+func (a *AppService) check(bad report) {
+	checkDSN(bad, "appservice.database", a.Database)
+	checkURL(bad, "appservice.homeserver_url", a.HomeserverURL)
+	checkURL(bad, "appservice.address", a.Address)
+	checkListen(bad, "appservice.listen", a.Listen)
+	for _, u := range a.Admins {
+		checkUser(bad, "appservice.admins", u)
+	}
+	checkWord(bad, "appservice.language", a.Language, "zh", "en")
+	checkWord(bad, "appservice.login_rule", a.LoginRule, "job_number", "pinyin", "email_local")
+	if a.Company == "" || len([]rune(a.Company)) > 64 {
+		bad("appservice.company", "it needs 1 to 64 characters", "write the company's name")
+	}
+	if a.MaxLeave < 0 || a.MaxLeave > 1 {
+		bad("appservice.max_leave", "it is not a share", "write a number from 0 to 1, such as 0.1")
+	}
+	checkRange(bad, "appservice.concurrency", int64(a.Concurrency), 1, 256, "requests; 16 is usual")
+	checkRange(bad, "appservice.ding.per_minute", int64(a.DING.PerMinute), 1, 100000, "DINGs; 10 is usual")
+	checkRange(bad, "appservice.ding.max_receivers", int64(a.DING.MaxReceivers), 0, 1000000, "people; 100 is usual")
+}
+
+// CheckAlone finds what "carillon appservice", which has no homeserver in its process, misses.
+func (c *Config) CheckAlone() error {
+	var problems Problems
+	if c.AppService.HomeserverURL == "" {
+		problems = append(problems, Problem{
+			Field: "appservice.homeserver_url", Message: "it is missing",
+			Mend: "write the client address of the homeserver, such as http://127.0.0.1:8008",
+		})
+	}
+	if len(problems) > 0 {
+		return problems
+	}
+	return nil
+}
+
+func checkListen(bad report, field, addr string) {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		if n, err := strconv.Atoi(port); err == nil && n >= 0 && n < 65536 {
+			return
+		}
+	}
+	bad(field, fmt.Sprintf("%q is not an address to listen on", addr), "write host:port, such as 127.0.0.1:8008 or :8008")
+}
+
+func checkURL(bad report, field, value string) {
+	if value == "" {
+		return
+	}
+	u, err := url.Parse(value)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		bad(field, fmt.Sprintf("%q is not an address", value), "write it such as https://chat.example.org")
+	}
+}
+
+func checkPair(bad report, certField, cert, keyField, key string) {
+	if (cert == "") != (key == "") {
+		missing, set := keyField, certField
+		if cert == "" {
+			missing, set = certField, keyField
+		}
+		bad(missing, "it is missing, as "+set+" is set", "set both or none")
+		return
+	}
+	if cert != "" {
+		checkExists(bad, certField, cert)
+		checkExists(bad, keyField, key)
+	}
+}
+
+func checkExists(bad report, field, path string) {
+	if _, err := os.Stat(path); err != nil {
+		bad(field, "cannot be read: "+err.Error(), "check the path and who may read it")
+	}
+}
+
+func checkUser(bad report, field, user string) {
+	if !userID.MatchString(user) {
+		bad(field, fmt.Sprintf("%q is not a user", user), "write it such as @chief:example.org")
+	}
+}
+
+func checkWord(bad report, field, value string, words ...string) {
+	if !slices.Contains(words, value) {
+		bad(field, fmt.Sprintf("%q is not possible", value), "write one of: "+strings.Join(words, ", "))
+	}
+}
+
+func checkRange(bad report, field string, value, low, high int64, usual string) {
+	if value < low || value > high {
+		bad(field, fmt.Sprintf("%d is out of range", value), fmt.Sprintf("write %d to %d %s", low, high, usual))
+	}
+}
+
+func checkDSN(bad report, field, dsn string) {
+	scheme, _, ok := strings.Cut(dsn, "://")
+	if ok && scheme != "postgres" && scheme != "postgresql" && scheme != "file" {
+		bad(field, "a database of the kind "+strconv.Quote(scheme)+" is not supported", "write postgres://user:password@host/database, or a file's path for SQLite")
+	}
+}

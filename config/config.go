@@ -1,0 +1,220 @@
+// Package config is the configuration file of Carillon as one documented struct.
+//
+// The struct is the only place where a setting, its default and its description
+// live: the reader, the example file and the reference page are made from it.
+// Reading is strict: an unknown key, a value of the wrong kind or two settings
+// that contradict each other are all reported, each with its line and with what
+// to write instead. Secrets may be given as "file:PATH" or "env:NAME".
+//
+// Only commands and the constructors of the large parts see this package; all
+// other packages receive the plain values they need.
+package config
+
+import (
+	"path/filepath"
+	"time"
+)
+
+// Config is the whole configuration file.
+type Config struct {
+	ServerName string `yaml:"server_name" required:"true" example:"example.org" doc:"The domain part of every user and room alias (@person:example.org). It can never change once people use the server. It need not be the name of this machine: see homeserver.federation.well_known."`
+	DataDir    string `yaml:"data_dir" required:"true" example:"./data" doc:"Folder for databases, keys and media. Created with mode 0700 when missing. A relative path counts from the working directory."`
+	Listen     string `yaml:"listen" required:"true" example:"127.0.0.1:8008" doc:"Address for clients (and for /_carillon/v1): host:port. Use :8008 to listen on all addresses; behind a reverse proxy keep 127.0.0.1."`
+	TLSCert    string `yaml:"tls_cert" doc:"PEM certificate chain for the listening address. Empty: plain HTTP, which is right behind a reverse proxy. Read again when the file changes."`
+	TLSKey     string `yaml:"tls_key" doc:"PEM private key that belongs to tls_cert."`
+
+	PublicBaseURL string `yaml:"public_base_url" doc:"The address that clients use, such as https://chat.example.org. It is published in /.well-known/matrix/client. Empty: nothing is published there."`
+
+	Homeserver Homeserver `yaml:"homeserver" doc:"The Matrix homeserver."`
+	AppService AppService `yaml:"appservice" doc:"The enterprise service: organisation, read lists, DING."`
+	Bridges    Bridges    `yaml:"bridges" doc:"Bridges to other networks. None needs a setting yet."`
+	Log        Log        `yaml:"log" doc:"What the server writes to standard error."`
+}
+
+// Homeserver holds the settings of the Matrix homeserver.
+type Homeserver struct {
+	Database        string   `yaml:"database" secret:"true" doc:"Where the homeserver keeps its data. Empty: SQLite in data_dir/homeserver.db. For PostgreSQL: postgres://user:password@host/database?sslmode=require; better as file: or env:."`
+	Admins          []string `yaml:"admins" doc:"Users who may use the operator API of the homeserver, such as @chief:example.org."`
+	AppServices     []string `yaml:"appservices" doc:"Registration files of application services, or folders of which every *.yaml is read. The enterprise service of the same process needs no entry."`
+	Presence        bool     `yaml:"presence" default:"true" doc:"Tell people who of their colleagues is online."`
+	TrustForwarded  bool     `yaml:"trust_forwarded" doc:"Take the client's address from X-Forwarded-For. Only when every request comes through a reverse proxy that sets it."`
+	DefaultRoomVers string   `yaml:"default_room_version" default:"12" doc:"Version of new rooms, 1 to 12."`
+
+	Federation   Federation   `yaml:"federation" doc:"Talking with other homeservers."`
+	Registration Registration `yaml:"registration" doc:"Who may make an account. People of the company file get theirs without it."`
+	Passwords    Passwords    `yaml:"passwords" doc:"How passwords are kept. A log-in costs this much memory and time on the server."`
+	RateLimits   RateLimits   `yaml:"rate_limits" doc:"Limits per user, or per address before log-in. Application services are not limited."`
+	Media        Media        `yaml:"media" doc:"Uploaded files."`
+	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
+}
+
+// Federation holds the settings for talking with other homeservers.
+type Federation struct {
+	Enabled      bool     `yaml:"enabled" default:"true" doc:"Send to and accept from other homeservers. Off: rooms are local to this server."`
+	Listen       string   `yaml:"listen" doc:"Address of its own for federation, such as :8448. Empty: federation is served on the listening address only, which a reverse proxy can map to 8448."`
+	TLSCert      string   `yaml:"tls_cert" doc:"PEM certificate chain for the federation address. Needed with federation.listen."`
+	TLSKey       string   `yaml:"tls_key" doc:"PEM private key that belongs to federation.tls_cert."`
+	CAFile       string   `yaml:"ca_file" doc:"PEM certificates of authorities that are trusted besides the system's, for a company that runs its own."`
+	VerifyTLS    bool     `yaml:"verify_tls" default:"true" doc:"Check the certificates of other servers. Off only in a laboratory."`
+	AllowPrivate bool     `yaml:"allow_private_networks" doc:"Allow connections to loopback, private and link-local addresses. Needed between sites of one company network; otherwise leave it off, as strangers choose the names that this server connects to."`
+	Allow        []string `yaml:"allow" doc:"Names of the only servers to federate with; *.example.org covers all below it. Empty: every server."`
+	WellKnown    string   `yaml:"well_known" doc:"What /.well-known/matrix/server tells other servers: host:port where federation is reached. Empty: nothing is published there."`
+}
+
+// Registration says who may make an account.
+type Registration struct {
+	Enabled      bool   `yaml:"enabled" doc:"Allow people to register with a client. They need a registration token, unless open is set."`
+	Open         bool   `yaml:"open" doc:"Registration asks for nothing (m.login.dummy). Anybody who reaches the server can make accounts."`
+	Guests       bool   `yaml:"guests" doc:"Allow guest accounts."`
+	SharedSecret Secret `yaml:"shared_secret" doc:"Whoever knows it may create accounts, also administrators, with /_synapse/admin/v1/register. Empty: that endpoint is off."`
+}
+
+// Passwords is the price of an argon2id password hash.
+type Passwords struct {
+	Memory    Size `yaml:"memory" default:"19MiB" doc:"Memory of one argon2id computation."`
+	Time      int  `yaml:"time" default:"2" doc:"Passes of one argon2id computation."`
+	MinLength int  `yaml:"min_length" default:"8" doc:"Shortest password that people may choose."`
+}
+
+// RateLimits bounds the requests of one user or address.
+type RateLimits struct {
+	Enabled   bool    `yaml:"enabled" default:"true" doc:"Apply the limits."`
+	PerSecond float64 `yaml:"per_second" default:"20" doc:"Requests a second that a user may make for long."`
+	Burst     int     `yaml:"burst" default:"100" doc:"Requests that may come at once."`
+}
+
+// Media holds the settings of the media store.
+type Media struct {
+	Dir          string `yaml:"dir" doc:"Folder of the files. Empty: data_dir/media."`
+	MaxUpload    Size   `yaml:"max_upload" default:"100MiB" doc:"Largest file that people may upload."`
+	MaxRemote    Size   `yaml:"max_remote" default:"100MiB" doc:"Largest file that is fetched from another server."`
+	MaxPixels    int    `yaml:"max_pixels" default:"60000000" doc:"Largest picture (width times height) of which thumbnails are made."`
+	DynamicThumb bool   `yaml:"dynamic_thumbnails" default:"true" doc:"Make thumbnails of sizes that clients ask for, not only of the standard ones."`
+}
+
+// TURN is what clients are told about the TURN server.
+type TURN struct {
+	URIs         []string `yaml:"uris" doc:"Addresses, such as turn:turn.example.org:3478?transport=udp. Empty: none is offered."`
+	SharedSecret Secret   `yaml:"shared_secret" doc:"The static-auth-secret of the TURN server; log-ins are made from it for each user."`
+	Username     string   `yaml:"username" doc:"Fixed user name, when there is no shared secret."`
+	Password     Secret   `yaml:"password" doc:"Fixed password, when there is no shared secret."`
+	Lifetime     Duration `yaml:"lifetime" default:"24h" doc:"How long a log-in is good."`
+}
+
+// AppService holds the settings of the enterprise service.
+type AppService struct {
+	Enabled       bool     `yaml:"enabled" default:"true" doc:"Run the enterprise service together with the homeserver in \"carillon serve\"."`
+	Database      string   `yaml:"database" secret:"true" doc:"Where the service keeps its data. Empty: SQLite in data_dir/appservice.db. It is never the homeserver's database."`
+	Registration  string   `yaml:"registration" doc:"Registration file with the tokens between service and homeserver. Empty: data_dir/appservice-registration.yaml, made at the first start."`
+	HomeserverURL string   `yaml:"homeserver_url" doc:"Client address of the homeserver, for \"carillon appservice\" beside another homeserver. Not used by \"carillon serve\"."`
+	Listen        string   `yaml:"listen" default:"127.0.0.1:8009" doc:"Address on which \"carillon appservice\" takes events and /_carillon/v1. Not used by \"carillon serve\"."`
+	Address       string   `yaml:"address" doc:"How the homeserver reaches the service; goes into the registration file. Empty: http:// and the listening address."`
+	Admins        []string `yaml:"admins" doc:"Users who may use everything of /_carillon/v1, besides the people whom the company file calls administrators."`
+	Language      string   `yaml:"language" default:"zh" doc:"Language of what the service writes to people: zh or en."`
+	Company       string   `yaml:"company" default:"Carillon" doc:"Name of the company: of its space and its all-staff room."`
+
+	LoginRule       string  `yaml:"login_rule" default:"job_number" doc:"How a new person's log-in name is made: job_number, pinyin (of the name) or email_local (the part before the @)."`
+	GroupSuffix     string  `yaml:"group_suffix" doc:"Added to a unit's name to make the name of its room."`
+	AllStaff        bool    `yaml:"all_staff" default:"true" doc:"Keep a room of everybody."`
+	AllStaffName    string  `yaml:"all_staff_name" doc:"Name of that room. Empty: the company's name with \"all staff\" in the service's language."`
+	MaxLeave        float64 `yaml:"max_leave" default:"0.1" doc:"An import that would make a larger share of the people leave is refused unless forced. 0.1 is ten of a hundred."`
+	Concurrency     int     `yaml:"concurrency" default:"16" doc:"Requests to the homeserver at a time while rooms follow the company file."`
+	PrivateReceipts bool    `yaml:"private_receipts" doc:"Count private read receipts in read lists too. This is a policy on people's privacy: tell them."`
+	PasswordsDir    string  `yaml:"passwords_dir" doc:"Folder of the files with first passwords (mode 0600). Empty: data_dir/first-passwords."`
+
+	DING DING `yaml:"ding" doc:"Urgent notices."`
+}
+
+// DING bounds urgent notices.
+type DING struct {
+	PerMinute    int      `yaml:"per_minute" default:"10" doc:"DINGs that one person may send in a minute."`
+	MaxReceivers int      `yaml:"max_receivers" default:"100" doc:"Receivers of one DING of an ordinary employee. Managers reach all below them, administrators everybody."`
+	Grace        Duration `yaml:"grace" default:"15m" doc:"A scheduled DING that was missed while the service was down is still sent within this time, else marked missed."`
+	Confirm      []string `yaml:"confirm_words" doc:"Reply words that confirm a DING, besides the usual ones in Chinese and English."`
+}
+
+// Bridges holds the settings of the bridges.
+type Bridges struct{}
+
+// Log says what is logged and how.
+type Log struct {
+	Level  string `yaml:"level" default:"info" doc:"Least important kind of line to write: error, warn, info or debug."`
+	Format string `yaml:"format" default:"text" doc:"text for people, json for log collectors."`
+}
+
+// Default is the configuration with every default and nothing that must be chosen.
+func Default() *Config {
+	c := &Config{}
+	setDefaults(c)
+	return c
+}
+
+// Demo is the configuration of a server to try things out on this machine.
+func Demo(dataDir, listen string) *Config {
+	c := Default()
+	c.ServerName = "localhost"
+	c.DataDir = dataDir
+	c.Listen = listen
+	c.PublicBaseURL = "http://" + publicAddr(listen)
+	c.Homeserver.Federation.Enabled = false
+	c.AppService.LoginRule = "pinyin"
+	return c
+}
+
+// HomeserverDSN is the address of the homeserver's database.
+func (c *Config) HomeserverDSN() string {
+	return orFile(c.Homeserver.Database, c.DataDir, "homeserver.db")
+}
+
+// AppServiceDSN is the address of the enterprise service's database.
+func (c *Config) AppServiceDSN() string {
+	return orFile(c.AppService.Database, c.DataDir, "appservice.db")
+}
+
+// MediaDir is the folder of uploaded files.
+func (c *Config) MediaDir() string { return orFile(c.Homeserver.Media.Dir, c.DataDir, "media") }
+
+// PasswordsDir is the folder of the files with first passwords.
+func (c *Config) PasswordsDir() string {
+	return orFile(c.AppService.PasswordsDir, c.DataDir, "first-passwords")
+}
+
+// RegistrationFile is the path of the enterprise service's registration.
+func (c *Config) RegistrationFile() string {
+	return orFile(c.AppService.Registration, c.DataDir, "appservice-registration.yaml")
+}
+
+// AppServiceAddress is where the homeserver reaches a service that runs on its own.
+func (c *Config) AppServiceAddress() string {
+	if c.AppService.Address != "" {
+		return c.AppService.Address
+	}
+	return "http://" + publicAddr(c.AppService.Listen)
+}
+
+// ClientAddress is where people on this machine, or behind public_base_url, reach the server.
+func (c *Config) ClientAddress() string {
+	switch {
+	case c.PublicBaseURL != "":
+		return c.PublicBaseURL
+	case c.TLSCert != "":
+		return "https://" + publicAddr(c.Listen)
+	}
+	return "http://" + publicAddr(c.Listen)
+}
+
+func orFile(value, dir, name string) string {
+	if value != "" {
+		return value
+	}
+	return filepath.Join(dir, name)
+}
+
+// Duration is a time span written like 90s, 15m or 24h.
+type Duration time.Duration
+
+// Std is the span as the standard library has it.
+func (d Duration) Std() time.Duration { return time.Duration(d) }
+
+// String writes the span as it is read, without empty parts.
+func (d Duration) String() string { return shortDuration(time.Duration(d)) }

@@ -1,0 +1,214 @@
+package config_test
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/carillon-chat/carillon/config"
+)
+
+var update = flag.Bool("update", false, "write the example file and the reference page anew")
+
+const three = "server_name: example.org\ndata_dir: ./data\nlisten: :8008\n"
+
+func read(t *testing.T, text string) (*config.Config, error) {
+	t.Helper()
+	return config.Read(strings.NewReader(text))
+}
+
+func TestThreeLinesAreEnough(t *testing.T) {
+	c, err := read(t, three)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := config.Default()
+	want.ServerName, want.DataDir, want.Listen = "example.org", "./data", ":8008"
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got %+v\nwant %+v", c, want)
+	}
+	if got := c.HomeserverDSN(); got != filepath.Join("data", "homeserver.db") {
+		t.Errorf("homeserver database %q", got)
+	}
+	if got := c.AppServiceDSN(); got != filepath.Join("data", "appservice.db") {
+		t.Errorf("appservice database %q", got)
+	}
+	if got := c.ClientAddress(); got != "http://localhost:8008" {
+		t.Errorf("client address %q", got)
+	}
+	if c.AppService.DING.Grace.Std() != 15*time.Minute || c.Homeserver.Media.MaxUpload != 100<<20 {
+		t.Errorf("defaults: %+v", c)
+	}
+}
+
+func TestProblemsNameLineFieldAndMend(t *testing.T) {
+	cases := []struct {
+		name, text string
+		line       int
+		field      string
+		message    string
+		mend       string
+	}{
+		{"nothing", "", 0, "server_name", "missing", "server_name: example.org"},
+		{"near miss", three + "homeserver:\n  presense: true\n", 5, "homeserver.presense", "no such setting", "homeserver.presence"},
+		{"other section", three + "registration:\n  enabled: true\n", 4, "registration", "no such setting", "registration?"},
+		{"unknown", three + "zzz_nothing: 1\n", 4, "zzz_nothing", "no such setting", "possible here"},
+		{"twice", three + "listen: :9\n", 4, "", "", ""},
+		{"not yaml", three + "log: [\n", 4, "", "not YAML", ""},
+		{"bool", three + "homeserver:\n  presence: perhaps\n", 5, "homeserver.presence", "neither true nor false", "true or false"},
+		{"number", three + "appservice:\n  concurrency: many\n", 5, "appservice.concurrency", "not a whole number", "digits"},
+		{"size", three + "homeserver:\n  media:\n    max_upload: big\n", 6, "homeserver.media.max_upload", "not a size", "100MiB"},
+		{"duration", three + "homeserver:\n  turn:\n    lifetime: 5\n", 6, "homeserver.turn.lifetime", "not a time span", "24h"},
+		{"section as value", three + "homeserver: yes\n", 4, "homeserver", "settings are needed", "indented"},
+		{"value as section", three + "tls_cert:\n  a: b\n", 5, "tls_cert", "one value", "behind the colon"},
+		{"list of lists", three + "homeserver:\n  admins: {a: b}\n", 5, "homeserver.admins", "list", "- value"},
+		{"server name", "server_name: https://example.org\ndata_dir: d\nlisten: :1\n", 1, "server_name", "not a server name", "no https://"},
+		{"listen", "server_name: a\ndata_dir: d\nlisten: 8008\n", 3, "listen", "not an address", "127.0.0.1:8008"},
+		{"room version", three + "homeserver:\n  default_room_version: 13\n", 5, "homeserver.default_room_version", "not a room version", "1 to 12"},
+		{"federation without TLS", three + "homeserver:\n  federation:\n    listen: :8448\n", 6, "homeserver.federation.listen", "TLS", "tls_cert"},
+		{"half a pair", three + "tls_cert: /dev/null\n", 0, "tls_key", "missing", "both or none"},
+		{"open but off", three + "homeserver:\n  registration:\n    open: true\n", 6, "homeserver.registration.open", "no effect", "enabled: true"},
+		{"turn without log-in", three + "homeserver:\n  turn:\n    uris: turn:a:1\n", 5, "homeserver.turn", "log-in", "shared_secret"},
+		{"same database", three + "homeserver:\n  database: postgres://h/x\nappservice:\n  database: postgres://h/x\n", 7, "appservice.database", "homeserver's database", "one of its own"},
+		{"other database", three + "homeserver:\n  database: mysql://h/x\n", 5, "homeserver.database", "mysql", "postgres://"},
+		{"language", three + "appservice:\n  language: fr\n", 5, "appservice.language", "not possible", "zh, en"},
+		{"missing variable", three + "homeserver:\n  registration:\n    shared_secret: env:CARILLON_NO_SUCH\n", 6, "homeserver.registration.shared_secret", "CARILLON_NO_SUCH", "env:NAME"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := read(t, c.text)
+			var problems config.Problems
+			if !errors.As(err, &problems) || len(problems) == 0 {
+				t.Fatalf("got %v, want problems", err)
+			}
+			p := problems[0]
+			if p.Line != c.line || c.field != "" && p.Field != c.field || !strings.Contains(p.Message, c.message) || !strings.Contains(p.Mend, c.mend) {
+				t.Errorf("got %+v", p)
+			}
+		})
+	}
+}
+
+func TestAllProblemsAreListed(t *testing.T) {
+	_, err := read(t, "server_name: a b\ndata_dir: d\nlisten: x\nlog:\n  level: loud\n")
+	if n := strings.Count(err.Error(), "\n"); n != 2 {
+		t.Errorf("want three lines, got:\n%v", err)
+	}
+	_, err = read(t, "servername: a\ndatadir: d\n")
+	if !strings.Contains(err.Error(), "line 1: servername") || !strings.Contains(err.Error(), "line 2: datadir") {
+		t.Errorf("got:\n%v", err)
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte("from the file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CARILLON_TEST_DSN", "postgres://u:p@h/db")
+	c, err := read(t, three+"homeserver:\n  database: env:CARILLON_TEST_DSN\n  registration:\n    shared_secret: file:"+file+"\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.HomeserverDSN() != "postgres://u:p@h/db" || c.Homeserver.Registration.SharedSecret.Value() != "from the file" {
+		t.Errorf("got %q and %q", c.HomeserverDSN(), c.Homeserver.Registration.SharedSecret.Value())
+	}
+	if shown := c.Homeserver.Registration.SharedSecret.String(); strings.Contains(shown, "file") {
+		t.Errorf("the secret shows: %q", shown)
+	}
+	c, err = read(t, three+"homeserver:\n  database: file:/var/lib/x/homeserver.db?mode=rw\n")
+	if err != nil || c.HomeserverDSN() != "file:/var/lib/x/homeserver.db?mode=rw" {
+		t.Errorf("a database file's URI: %v", err)
+	}
+}
+
+func TestExampleAndReferenceAreCurrent(t *testing.T) {
+	for path, write := range map[string]func(*bytes.Buffer) error{
+		"../carillon.example.yaml": func(b *bytes.Buffer) error { return config.WriteExample(b) },
+		"../docs/configuration.md": func(b *bytes.Buffer) error { return config.WriteReference(b) },
+	} {
+		var b bytes.Buffer
+		if err := write(&b); err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			if err := os.WriteFile(path, b.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, b.Bytes()) {
+			t.Errorf("%s differs from the struct: run go generate ./config", path)
+		}
+	}
+}
+
+// Every default of the example, uncommented, must be accepted and be the default.
+func TestExampleWorksWithEverySettingUncommented(t *testing.T) {
+	var b bytes.Buffer
+	if err := config.WriteExample(&b); err != nil {
+		t.Fatal(err)
+	}
+	plain, err := config.Read(bytes.NewReader(b.Bytes()))
+	if err != nil {
+		t.Fatalf("as it is: %v", err)
+	}
+	full := regexp.MustCompile(`(?m)^(\s*)#([a-z_]+:)`).ReplaceAll(b.Bytes(), []byte("$1$2"))
+	c, err := config.Read(bytes.NewReader(full))
+	if err != nil {
+		t.Fatalf("uncommented: %v", err)
+	}
+	var empty []string
+	for _, list := range []*[]string{&c.Homeserver.Admins, &c.Homeserver.AppServices, &c.Homeserver.Federation.Allow, &c.Homeserver.TURN.URIs, &c.AppService.Admins, &c.AppService.DING.Confirm} {
+		if len(*list) == 0 {
+			*list = empty
+		}
+	}
+	if !reflect.DeepEqual(c, plain) {
+		t.Errorf("got %+v\nwant %+v", c, plain)
+	}
+	if len(regexp.MustCompile(`(?m)^\s*[a-z_]+:`).FindAll(full, -1)) < 60 {
+		t.Error("settings are missing from the example")
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]config.Size{"4096": 4096, "1KiB": 1024, "3 MB": 3e6, "2GiB": 2 << 30, "0": 0} {
+		if got, err := config.ParseSize(text); err != nil || got != want {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "x", "-1", "1.5MiB", "9999999999GiB", "MiB"} {
+		if got, err := config.ParseSize(text); err == nil {
+			t.Errorf("%q: %d", text, got)
+		}
+	}
+	if s := config.Size(100 << 20).String(); s != "100MiB" {
+		t.Error(s)
+	}
+}
+
+func FuzzRead(f *testing.F) {
+	f.Add(three)
+	f.Add(three + "homeserver:\n  admins: [\"@a:b\"]\n  media: {max_upload: 3MB}\n")
+	f.Add("a: &x [*x]\n? b\n: c\n---\n")
+	f.Add("log: !!binary aGk=\nlisten: |\n  x\n")
+	f.Add("log: !0000000\n0000000")
+	f.Add("<<: {a: b}\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, err := config.Read(strings.NewReader(text))
+		if (c == nil) == (err == nil) {
+			t.Errorf("both or neither: %v, %v", c, err)
+		}
+	})
+}
