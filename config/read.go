@@ -52,8 +52,11 @@ func (p Problems) Error() string {
 	return b.String()
 }
 
-// Load reads and checks a file. What is wrong is reported as Problems.
+// Load reads and checks a file, or standard input for "-". What is wrong is reported as Problems.
 func Load(path string) (*Config, error) {
+	if path == "-" {
+		return Read(os.Stdin)
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)

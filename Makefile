@@ -1,0 +1,74 @@
+# Carillon's targets. `make help` lists them.
+#
+# goolm is the pure Go end-to-end encryption of the Matrix client library: without
+# the tag a build would need the C library olm.
+
+TAGS        := goolm
+GO          ?= go
+GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+FUZZTIME    ?= 30s
+BENCH       ?= .
+DATA        ?= ./data
+
+export CGO_ENABLED ?= 0
+export GOFLAGS := -buildvcs=false $(GOFLAGS)
+
+# Packages whose tests open a database run a second time on PostgreSQL.
+DB_TESTS = $$(grep -rlE --include='*_test.go' 'sqldbtest|hstest|CARILLON_TEST_POSTGRES' homeserver appservice bridges cmd test 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,')
+
+.PHONY: help build run test test-sqlite test-postgres race check fmt fuzz bench complement generate clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+build: ## the binary, in bin/carillon
+	$(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/carillon ./cmd/carillon
+
+run: build ## build and start everything with a demo company, data in ./data
+	./bin/carillon serve --demo --data $(DATA)
+
+test: ## the whole suite on SQLite, then what uses a database on PostgreSQL
+	@test/pg/with-postgres true
+	$(MAKE) --no-print-directory test-sqlite
+	$(MAKE) --no-print-directory test-postgres
+
+test-sqlite: ## the whole suite on SQLite
+	CARILLON_TEST_POSTGRES= $(GO) test -tags $(TAGS) -timeout 10m ./...
+
+test-postgres: ## what uses a database, on a throw-away PostgreSQL
+	test/pg/with-postgres sh -c "$(GO) test -tags $(TAGS) -timeout 10m $(DB_TESTS)"
+
+race: ## the whole suite with the race detector (needs a C compiler)
+	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -timeout 30m ./...
+
+check: ## format, vet, staticcheck, import floors
+	@out=$$($(GO) run $(GOFUMPT) -l .); if [ -n "$$out" ]; then echo "not formatted (make fmt):"; echo "$$out"; exit 1; fi
+	$(GO) vet -tags $(TAGS) ./...
+	$(GO) run $(STATICCHECK) -tags $(TAGS) ./...
+	$(GO) test -tags $(TAGS) -run 'TestFloors' ./homeserver
+
+fmt: ## format the sources
+	$(GO) run $(GOFUMPT) -w .
+
+generate: ## example configuration and generated pages
+	$(GO) generate ./config
+
+fuzz: ## every fuzz target for FUZZTIME (30s) each
+	@grep -rhoE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' -H . | sed 's,func ,,' | while IFS=: read -r file name; do \
+		echo "$$name in $$(dirname $$file)"; \
+		$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$name$$" -fuzztime $(FUZZTIME) "./$$(dirname $$file)" || exit 1; \
+	done
+
+bench: ## the benchmarks of the hot pieces; BENCH=pattern chooses
+	$(GO) test -tags $(TAGS) -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+complement: build ## how to run the public Complement suite
+	@echo "test/complement/launch starts one homeserver from the environment (see its head)."
+	@echo "Any runner that starts it once per homeserver of a test can drive the suite:"
+	@echo "  CARILLON_BIN=$(CURDIR)/bin/carillon test/complement/launch"
+
+clean: ## remove what make built; the data stays
+	rm -rf bin
