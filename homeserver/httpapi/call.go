@@ -28,7 +28,7 @@ type Call struct {
 	api    *API
 	route  *Route
 	ctx    context.Context //nolint:containedctx // a Call is the context of one request
-	vars   map[string]string
+	match  match
 	query  url.Values
 	body   []byte
 	isRead bool
@@ -56,7 +56,7 @@ func (c *Call) Route() string { return c.route.Path }
 
 // Var is a variable of the path, unescaped; empty if the route has none of that name.
 func (c *Call) Var(name string) string {
-	v := c.vars[name]
+	v := c.match.value(name)
 	if strings.IndexByte(v, '%') < 0 {
 		return v
 	}

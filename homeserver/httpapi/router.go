@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"errors"
 	"math/bits"
 	"net/http"
 	"slices"
@@ -11,7 +12,9 @@ import (
 
 // table finds the route of a request. A mux with all routes would try some two hundred regular expressions one
 // after another, so the routes are put into buckets: by the number of path segments, by which of them are
-// literal (the shape), and by those literals. A bucket is a small mux with the methods of one template.
+// literal (the shape), and by those literals. A bucket is a small mux with the routes of one template; as the
+// shape has already proven the path, mux need look at the method alone, unless a variable has a pattern of its own
+// ({name:pattern}).
 type table struct {
 	shapes [][]shape // by number of segments, most literal first
 	paths  []string
@@ -24,9 +27,49 @@ type shape struct {
 
 type bucket struct {
 	router  *mux.Router
-	routes  map[*mux.Route]*Route
+	routes  map[*mux.Route]*target
 	methods []string
 	derived map[string]bool // methods that came from an alias or an optional segment, which a real route replaces
+}
+
+// target is a route under one of its spellings.
+type target struct {
+	*Route
+	vars []pathVar
+}
+
+// pathVar is a variable and the segment it stands in.
+type pathVar struct {
+	name    string
+	segment int
+}
+
+// match is where a request goes, with the path cut into segments.
+type match struct {
+	target *target
+	path   string
+	ends   [maxSegments]int32 // where each segment ends
+	vars   map[string]string  // set instead when mux matched the path by patterns
+}
+
+// value is a variable as it stands in the path, still escaped.
+func (m *match) value(name string) string {
+	if m.vars != nil {
+		return m.vars[name]
+	}
+	for _, v := range m.target.vars {
+		if v.name == name {
+			return m.path[m.start(v.segment):m.ends[v.segment]]
+		}
+	}
+	return ""
+}
+
+func (m *match) start(segment int) int32 {
+	if segment == 0 {
+		return 1
+	}
+	return m.ends[segment-1] + 1
 }
 
 const maxSegments = 16
@@ -86,46 +129,53 @@ func (t *table) add(r *Route, path string, derived bool) {
 	}
 	var literal uint32
 	var key []byte
+	var vars []pathVar
+	patterns := false
 	for i, s := range segments {
 		if !strings.HasPrefix(s, "{") {
 			literal |= 1 << i
 			key = append(append(key, s...), '/')
+			continue
 		}
+		patterns = patterns || strings.Contains(s, ":")
+		vars = append(vars, pathVar{name: strings.Trim(s, "{}"), segment: i})
 	}
 	b := t.bucket(len(segments), literal, string(key))
-	if slices.Contains(b.methods, r.Method) {
-		switch {
-		case derived:
+	if !patterns && slices.Contains(b.methods, r.Method) {
+		if derived {
 			return // the path has a route of its own
-		case !b.derived[r.Method]:
+		}
+		if !b.derived[r.Method] {
 			panic("httpapi: two routes for " + r.Method + " " + path)
 		}
-		b.replace(r)
-		return
+		b.drop(r.Method)
 	}
 	methods := []string{r.Method}
 	if r.Method == http.MethodGet {
 		methods = append(methods, http.MethodHead)
 	}
-	// The method is matched first: it is cheaper than the path.
-	route := b.router.NewRoute().Methods(methods...).Path(path)
+	route := b.router.NewRoute().Methods(methods...)
+	if patterns {
+		route = route.Path(path)
+		vars = nil
+	}
 	if err := route.GetError(); err != nil {
 		panic("httpapi: " + err.Error())
 	}
-	b.routes[route] = r
+	b.routes[route] = &target{Route: r, vars: vars}
 	b.methods = append(b.methods, r.Method)
 	b.derived[r.Method] = derived
 }
 
-// replace puts a real route where a derived one stood. The templates have the same shape, only the names of the
-// variables may differ, and a derived route has fewer of them.
-func (b *bucket) replace(r *Route) {
+// drop takes out the derived route of a method, which an explicit one replaces.
+func (b *bucket) drop(method string) {
 	for m, old := range b.routes {
-		if old.Method == r.Method {
-			b.routes[m] = r
+		if old.Method == method {
+			m.MatcherFunc(func(*http.Request, *mux.RouteMatch) bool { return false })
+			delete(b.routes, m)
 		}
 	}
-	b.derived[r.Method] = false
+	b.methods = slices.DeleteFunc(b.methods, func(s string) bool { return s == method })
 }
 
 func (t *table) bucket(n int, literal uint32, key string) *bucket {
@@ -152,52 +202,61 @@ func (t *table) bucket(n int, literal uint32, key string) *bucket {
 	if b == nil {
 		b = &bucket{
 			router: mux.NewRouter().UseEncodedPath(),
-			routes: make(map[*mux.Route]*Route), derived: make(map[string]bool),
+			routes: make(map[*mux.Route]*target), derived: make(map[string]bool),
 		}
 		t.shapes[n][i].buckets[key] = b
 	}
 	return b
 }
 
-// find returns the route of a request and its variables as they stand in the path (still escaped). When only
-// the method is wrong, route is nil and allow lists the methods that exist.
-func (t *table) find(r *http.Request, path string) (route *Route, vars map[string]string, allow []string) {
-	var ends [maxSegments]int
+// find sets m to the route of a request. When only the method is wrong, it returns the methods that exist.
+func (t *table) find(r *http.Request, m *match) (allow []string) {
 	n := 0
-	for i := 1; i <= len(path); i++ {
-		if i == len(path) || path[i] == '/' {
+	for i := 1; i <= len(m.path); i++ {
+		if i == len(m.path) || m.path[i] == '/' {
 			if n == maxSegments {
-				return nil, nil, nil
+				return nil
 			}
-			ends[n] = i
+			m.ends[n] = int32(i) //nolint:gosec // net/http bounds the length of a path far below
 			n++
 		}
 	}
 	if n == 0 || n >= len(t.shapes) {
-		return nil, nil, nil
+		return nil
 	}
-	var buf [256]byte
 	for i := range t.shapes[n] {
-		s := &t.shapes[n][i]
-		key := buf[:0]
-		start := 1
-		for j := range n {
-			if s.literal&(1<<j) != 0 {
-				key = append(append(key, path[start:ends[j]]...), '/')
-			}
-			start = ends[j] + 1
-		}
-		b := s.buckets[string(key)]
+		b := t.shapes[n][i].bucket(m, n)
 		if b == nil {
 			continue
 		}
-		var m mux.RouteMatch
-		if b.router.Match(r, &m) && m.MatchErr == nil && m.Route != nil {
-			return b.routes[m.Route], m.Vars, nil
+		var found mux.RouteMatch
+		if b.router.Match(r, &found) && found.MatchErr == nil && found.Route != nil {
+			m.target = b.routes[found.Route]
+			if m.target.vars == nil && len(found.Vars) > 0 {
+				m.vars = found.Vars
+			}
+			return nil
 		}
-		if m.MatchErr == mux.ErrMethodMismatch {
+		if errors.Is(found.MatchErr, mux.ErrMethodMismatch) {
 			allow = append(allow, b.methods...)
 		}
 	}
-	return nil, nil, allow
+	return allow
+}
+
+// bucket finds the bucket of this shape for a path of n segments: its literals must be those of the bucket and
+// its variables must not be empty.
+func (s *shape) bucket(m *match, n int) *bucket {
+	var buf [256]byte
+	key := buf[:0]
+	for j := range n {
+		segment := m.path[m.start(j):m.ends[j]]
+		switch {
+		case s.literal&(1<<j) != 0:
+			key = append(append(key, segment...), '/')
+		case segment == "":
+			return nil
+		}
+	}
+	return s.buckets[string(key)]
 }

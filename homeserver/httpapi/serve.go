@@ -33,9 +33,12 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, only []string) {
 
 	rec := statusWriter{ResponseWriter: w}
 	c := &Call{W: &rec, R: r, ctx: r.Context(), api: a, serial: a.serial.Add(1), start: start}
+	c.match.path = path
 	var allow []string
 	if only == nil || hasAnyPrefix(path, only) {
-		c.route, c.vars, allow = a.table.find(r, path)
+		if allow = a.table.find(r, &c.match); c.match.target != nil {
+			c.route = c.match.target.Route
+		}
 	}
 	switch {
 	case c.route != nil:
