@@ -194,10 +194,15 @@ func (c *Config) AppServiceAddress() string {
 
 // ClientAddress is where people on this machine, or behind public_base_url, reach the server.
 func (c *Config) ClientAddress() string {
-	switch {
-	case c.PublicBaseURL != "":
+	if c.PublicBaseURL != "" {
 		return c.PublicBaseURL
-	case c.TLSCert != "":
+	}
+	return c.LocalAddress()
+}
+
+// LocalAddress is where programs on this machine reach the server.
+func (c *Config) LocalAddress() string {
+	if c.TLSCert != "" {
 		return "https://" + publicAddr(c.Listen)
 	}
 	return "http://" + publicAddr(c.Listen)
