@@ -1,0 +1,348 @@
+// Package hub is the read model that /sync waits on: who is in which room, the
+// newest changes of each room with their events at hand, and the clients that
+// wait. It is fed by the log alone, on the log's own goroutine, so what it shows
+// is never ahead of a commit and never behind one that has been acknowledged.
+//
+// It owns no tables. After a restart it is seeded with the memberships; the
+// recent events begin empty, and readers that ask for more go to the database.
+//
+// Invariants: Room.Recent holds every event after its floor; a waiter that was
+// registered before a change was published is told of it.
+package hub
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+)
+
+const (
+	// recentTotal bounds the events kept at hand, over all rooms.
+	recentTotal = 16384
+	// gather is how long receipts, typing and presence are collected before
+	// clients are woken for them.
+	gather = 80 * time.Millisecond
+)
+
+// Hub is the read model.
+type Hub struct {
+	server matrix.ServerName
+
+	mu    sync.RWMutex
+	rooms map[matrix.RoomID]*Room
+	users map[matrix.UserID]*User // local users, and remote ones while they are joined
+	order []*Room                 // rooms of the recent events, the oldest first (a ring)
+	next  int
+
+	eph     atomic.Int64 // sequence of what lives in memory only
+	stop    chan struct{}
+	pending map[*Room]struct{} // rooms with gathered changes
+	timer   *time.Timer
+}
+
+// Room is what the hub knows of a room. Its fields are read with View.
+type Room struct {
+	ID          matrix.RoomID
+	LastEvent   stream.Pos // newest event
+	LastReceipt stream.Pos // newest receipt
+	LastState   stream.Pos // newest state event
+	Typing      int64      // Ephemeral sequence of the newest typing change
+
+	members map[*User]stream.Pos // joined users and since when
+	local   int                  // how many of them are ours
+	recent  []*events.Event      // in order of position
+	floor   stream.Pos           // recent holds all events after it
+}
+
+// User is what the hub knows of a user.
+type User struct {
+	ID    matrix.UserID
+	Local bool
+
+	rooms   map[*Room]stream.Pos // joined
+	last    [stream.Kinds]stream.Pos
+	member  stream.Pos // newest change of a membership of this user
+	waiters []*Waiter
+	// Presence is the Ephemeral sequence of the newest presence change that
+	// concerns this user.
+	presence int64
+}
+
+// New makes the hub and subscribes it to the log.
+func New(l *stream.Log, server matrix.ServerName) *Hub {
+	h := &Hub{
+		server: server, rooms: map[matrix.RoomID]*Room{}, users: map[matrix.UserID]*User{},
+		order: make([]*Room, recentTotal), pending: map[*Room]struct{}{}, stop: make(chan struct{}),
+	}
+	h.eph.Store(time.Now().UnixMilli())
+	l.Subscribe(h.publish)
+	return h
+}
+
+// Seed tells the hub of a membership that was there before it began.
+func (h *Hub) Seed(room matrix.RoomID, user matrix.UserID, pos stream.Pos) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.join(h.room(room), h.user(user), pos)
+}
+
+// SeedHead tells the hub where a room's timeline and receipts stand.
+func (h *Hub) SeedHead(room matrix.RoomID, event, receipt stream.Pos) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.room(room)
+	r.LastEvent, r.LastReceipt = max(r.LastEvent, event), max(r.LastReceipt, receipt)
+	r.LastState = r.LastEvent
+	r.floor = max(r.floor, event)
+}
+
+func (h *Hub) room(id matrix.RoomID) *Room {
+	r := h.rooms[id]
+	if r == nil {
+		r = &Room{ID: id, members: map[*User]stream.Pos{}}
+		h.rooms[id] = r
+	}
+	return r
+}
+
+func (h *Hub) user(id matrix.UserID) *User {
+	u := h.users[id]
+	if u == nil {
+		u = &User{ID: id, Local: id.Server() == h.server, rooms: map[*Room]stream.Pos{}}
+		h.users[id] = u
+	}
+	return u
+}
+
+func (h *Hub) join(r *Room, u *User, pos stream.Pos) {
+	if _, ok := r.members[u]; ok {
+		return
+	}
+	r.members[u], u.rooms[r] = pos, pos
+	if u.Local {
+		r.local++
+	}
+}
+
+func (h *Hub) leave(r *Room, u *User) {
+	if _, ok := r.members[u]; !ok {
+		return
+	}
+	delete(r.members, u)
+	delete(u.rooms, r)
+	if u.Local {
+		r.local--
+	} else if len(u.rooms) == 0 {
+		delete(h.users, u.ID)
+	}
+}
+
+// publish takes in a commit's changes and wakes whom they concern.
+func (h *Hub) publish(changes []stream.Change) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range changes {
+		c := &changes[i]
+		switch c.Kind {
+		case stream.KindEvent:
+			if e, ok := c.Payload.(*events.Event); ok {
+				h.event(e)
+			}
+		case stream.KindReceipt:
+			r := h.room(c.Room)
+			r.LastReceipt = c.Pos
+			h.wakeLater(r)
+		case stream.KindDeviceList:
+			h.deviceList(c)
+		default:
+			if u := h.users[c.User]; u != nil {
+				u.last[c.Kind] = c.Pos
+				u.wake()
+			}
+		}
+	}
+}
+
+// deviceList tells everybody who shares a room with the user, and the user.
+func (h *Hub) deviceList(c *stream.Change) {
+	u := h.user(c.User)
+	u.last[c.Kind] = c.Pos
+	u.wake()
+	for r := range u.rooms {
+		if len(r.members) > 1000 {
+			// Those who merely share a very large room read it at their next wake-up.
+			for m := range r.members {
+				m.last[c.Kind] = c.Pos
+			}
+			continue
+		}
+		for m := range r.members {
+			if m.Local {
+				m.last[c.Kind] = c.Pos
+				m.wake()
+			}
+		}
+	}
+}
+
+func (h *Hub) event(e *events.Event) {
+	r := h.room(e.Room)
+	if e.Pos <= 0 { // history from before: nobody is told
+		return
+	}
+	r.LastEvent = e.Pos
+	if e.StateKey != nil {
+		r.LastState = e.Pos
+	}
+	h.remember(r, e)
+	if t := e.Target; t != nil {
+		r.replace(t)
+	}
+	if e.Type == "m.room.member" && e.StateKey != nil && !e.Hidden() {
+		h.membership(r, e)
+	}
+	for u := range r.members {
+		if len(u.waiters) > 0 {
+			u.wake()
+		}
+	}
+}
+
+func (h *Hub) membership(r *Room, e *events.Event) {
+	u := h.user(matrix.UserID(*e.StateKey))
+	if e.Membership == "join" {
+		h.join(r, u, e.Pos)
+	} else {
+		h.leave(r, u)
+	}
+	if u.Local {
+		u.member = e.Pos
+		u.wake()
+	}
+}
+
+// remember keeps e at hand and lets go of the oldest event of the server.
+func (h *Hub) remember(r *Room, e *events.Event) {
+	if old := h.order[h.next]; old != nil {
+		old.floor = old.recent[0].Pos
+		old.recent[0] = nil
+		old.recent = old.recent[1:]
+	}
+	h.order[h.next] = r
+	h.next = (h.next + 1) % len(h.order)
+	r.recent = append(r.recent, e)
+}
+
+func (r *Room) replace(t *events.Event) {
+	for i := len(r.recent) - 1; i >= 0; i-- {
+		if r.recent[i].ID == t.ID {
+			// A new slice: readers may hold the old one.
+			fresh := append([]*events.Event(nil), r.recent...)
+			fresh[i] = t
+			r.recent = fresh
+			return
+		}
+	}
+}
+
+// wakeLater wakes the room's members after the gathering time.
+func (h *Hub) wakeLater(r *Room) {
+	h.pending[r] = struct{}{}
+	if h.timer == nil {
+		h.timer = time.AfterFunc(gather, h.flush)
+	}
+}
+
+func (h *Hub) flush() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.timer = nil
+	for r := range h.pending {
+		for u := range r.members {
+			u.wake()
+		}
+	}
+	clear(h.pending)
+}
+
+func (u *User) wake() {
+	for _, w := range u.waiters {
+		select {
+		case w.C <- struct{}{}:
+		default: // it has been told already
+		}
+	}
+}
+
+// Waiter is one waiting client. C has a capacity of one and carries no data,
+// only "read again".
+type Waiter struct {
+	C chan struct{}
+	h *Hub
+	u *User
+}
+
+// Wait registers a waiter; register before reading, else a change in between is
+// missed.
+func (h *Hub) Wait(user matrix.UserID) *Waiter {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	u := h.user(user)
+	w := &Waiter{C: make(chan struct{}, 1), h: h, u: u}
+	u.waiters = append(u.waiters, w)
+	return w
+}
+
+// Close ends the wait.
+func (w *Waiter) Close() {
+	w.h.mu.Lock()
+	defer w.h.mu.Unlock()
+	for i, o := range w.u.waiters {
+		if o == w {
+			last := len(w.u.waiters) - 1
+			w.u.waiters[i] = w.u.waiters[last]
+			w.u.waiters[last] = nil
+			w.u.waiters = w.u.waiters[:last]
+			return
+		}
+	}
+}
+
+// Ephemeral is the newest sequence number of what lives in memory only (typing,
+// presence). It grows over restarts.
+func (h *Hub) Ephemeral() int64 { return h.eph.Load() }
+
+// NextEphemeral takes a sequence number.
+func (h *Hub) NextEphemeral() int64 { return h.eph.Add(1) }
+
+// WakeTyping notes a change of who is typing in a room, and wakes its members
+// soon.
+func (h *Hub) WakeTyping(room matrix.RoomID, seq int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.room(room)
+	r.Typing = max(r.Typing, seq)
+	h.wakeLater(r)
+}
+
+// WakePresence notes a change of a user's presence for those who share a room
+// with him, the largest rooms left out, and wakes them soon.
+func (h *Hub) WakePresence(user matrix.UserID, seq int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	u := h.users[user]
+	if u == nil {
+		return
+	}
+	u.presence = seq
+	for r := range u.rooms {
+		for m := range r.members {
+			m.presence = max(m.presence, seq)
+		}
+		h.wakeLater(r)
+	}
+}
