@@ -1,0 +1,186 @@
+// Package accountdata keeps what a user stores for their own clients: account
+// data of the whole account and of single rooms, room tags, the list of ignored
+// users, and filters.
+//
+// Tables: account_data, filters. Spec: client-server-api#client-config,
+// client-server-api#room-tagging, client-server-api#ignoring-users,
+// client-server-api#filtering.
+//
+// Invariants: a value is stored once, with the position of its last change, so
+// that a reader of (from, to] sees each changed value once. The lists of ignored
+// users are held in memory, kept true by the log. A filter never changes once it
+// has an ID. m.fully_read and m.push_rules belong to other packages, which write
+// them here with Put or PutTx; clients only read them.
+package accountdata
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/carillon-chat/carillon/homeserver/gate"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+)
+
+//go:embed schema
+var schema embed.FS
+
+// Types of account data that the server gives a meaning.
+const (
+	TypeTag       = "m.tag"
+	TypeIgnored   = "m.ignored_user_list"
+	TypeFullyRead = "m.fully_read"
+	TypePushRules = "m.push_rules"
+	TypeDirect    = "m.direct"
+)
+
+// Entry is one value. Content is a JSON object and must not be changed.
+type Entry struct {
+	Room    matrix.RoomID // empty for data of the whole account
+	Type    string
+	Content json.RawMessage
+	Pos     stream.Pos
+}
+
+// Data is the account data of all local users.
+type Data struct {
+	db  *sqldb.DB
+	log *stream.Log
+
+	mu      sync.RWMutex
+	ignored map[matrix.UserID]Ignored
+
+	defining gate.Keyed[matrix.UserID]
+	filters  filterCache
+}
+
+// New prepares the tables, reads the ignored users and follows the log.
+// Call it before the log runs its first append.
+func New(ctx context.Context, db *sqldb.DB, log *stream.Log) (*Data, error) {
+	if err := db.Migrate(ctx, "accountdata", schema); err != nil {
+		return nil, err
+	}
+	d := &Data{db: db, log: log, ignored: map[matrix.UserID]Ignored{}}
+	d.filters.init()
+	if err := d.loadIgnored(ctx); err != nil {
+		return nil, fmt.Errorf("reading ignored users: %w", err)
+	}
+	log.Subscribe(d.hear)
+	return d, nil
+}
+
+// Put stores a value for a user; room is empty for data of the whole account.
+// content must be a JSON object. It does not guard the types that belong to the
+// server: those who own them write through it.
+func (d *Data) Put(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string, content json.RawMessage) error {
+	_, err := d.log.Append(ctx, 1, func(tx *sqldb.Tx, pos stream.Pos) ([]stream.Change, error) {
+		c, err := d.PutTx(tx, pos, user, room, typ, content)
+		return []stream.Change{c}, err
+	})
+	if err != nil {
+		return fmt.Errorf("storing account data: %w", err)
+	}
+	return nil
+}
+
+// PutTx is Put for those who append more in the same commit: it stores the value
+// at pos and returns the change that the caller has to return from its append.
+func (d *Data) PutTx(tx *sqldb.Tx, pos stream.Pos, user matrix.UserID, room matrix.RoomID, typ string, content json.RawMessage) (stream.Change, error) {
+	if _, err := tx.Exec(qPut, string(user), string(room), typ, string(content), int64(pos)); err != nil {
+		return stream.Change{}, err
+	}
+	return stream.Change{
+		Pos: pos, Kind: stream.KindAccountData, Room: room, User: user,
+		Payload: &Entry{Room: room, Type: typ, Content: content, Pos: pos},
+	}, nil
+}
+
+// Get returns a value, or M_NOT_FOUND.
+func (d *Data) Get(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string) (json.RawMessage, error) {
+	var content string
+	err := d.db.Read(ctx, func(tx *sqldb.Tx) error {
+		return tx.QueryRow(qGet, string(user), string(room), typ).Scan(&content)
+	})
+	switch {
+	case errors.Is(err, sqldb.ErrNoRows):
+		return nil, matrix.NotFound("account data not found")
+	case err != nil:
+		return nil, fmt.Errorf("reading account data: %w", err)
+	}
+	return json.RawMessage(content), nil
+}
+
+// Since returns the values of a user that changed in (from, to]: those of the
+// whole account, and those of each room. The newest value alone is kept, so one
+// that has changed again after to is delivered by the next range.
+func (d *Data) Since(_ context.Context, tx *sqldb.Tx, user matrix.UserID, from, to stream.Pos) (global []Entry, rooms map[matrix.RoomID][]Entry, err error) {
+	entries, err := sqldb.Select(tx, scanEntry, qSince, string(user), int64(from), int64(to))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading account data: %w", err)
+	}
+	global, rooms = split(entries)
+	return global, rooms, nil
+}
+
+// All returns every value of a user.
+func (d *Data) All(_ context.Context, tx *sqldb.Tx, user matrix.UserID) (global []Entry, rooms map[matrix.RoomID][]Entry, err error) {
+	entries, err := sqldb.Select(tx, scanEntry, qAll, string(user))
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading account data: %w", err)
+	}
+	global, rooms = split(entries)
+	return global, rooms, nil
+}
+
+// DeleteUser drops everything of a user whose account is closed.
+func (d *Data) DeleteUser(tx *sqldb.Tx, user matrix.UserID) error {
+	if _, err := tx.Exec(qDelete, string(user)); err != nil {
+		return err
+	}
+	_, err := tx.Exec(qUndefine, string(user))
+	return err
+}
+
+// ForgetRoom drops what a user has stored for a room they forget.
+func (d *Data) ForgetRoom(tx *sqldb.Tx, user matrix.UserID, room matrix.RoomID) error {
+	_, err := tx.Exec(qForget, string(user), string(room))
+	return err
+}
+
+func scanEntry(r *sqldb.Rows) (e Entry, err error) {
+	var content string
+	err = r.Scan(&e.Room, &e.Type, &content, &e.Pos)
+	e.Content = json.RawMessage(content)
+	return e, err
+}
+
+func split(entries []Entry) (global []Entry, rooms map[matrix.RoomID][]Entry) {
+	for _, e := range entries {
+		if e.Room == "" {
+			global = append(global, e)
+			continue
+		}
+		if rooms == nil {
+			rooms = map[matrix.RoomID][]Entry{}
+		}
+		rooms[e.Room] = append(rooms[e.Room], e)
+	}
+	return global, rooms
+}
+
+// hear keeps the ignored users true: it sees the changes of each commit in order.
+func (d *Data) hear(changes []stream.Change) {
+	for i := range changes {
+		if changes[i].Kind != stream.KindAccountData || changes[i].Room != "" {
+			continue
+		}
+		if e, ok := changes[i].Payload.(*Entry); ok && e.Type == TypeIgnored {
+			d.setIgnored(changes[i].User, e.Content)
+		}
+	}
+}
