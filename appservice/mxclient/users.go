@@ -82,3 +82,22 @@ func (c *Client) Ping(ctx context.Context, serviceID, txn string) (int64, error)
 	err := c.Do(ctx, Request{Method: http.MethodPost, Path: Path(clientV1+"/appservice", serviceID, "ping"), Body: body}, &out)
 	return out.MS, err
 }
+
+// IsLocked asks whether an account is locked; the bot must be a server administrator.
+func (c *Client) IsLocked(ctx context.Context, user id.UserID) (bool, error) {
+	var out struct {
+		Locked bool `json:"locked"`
+	}
+	err := c.Do(ctx, Request{Method: http.MethodGet, Path: Path(clientV1+"/admin/lock", string(user))}, &out)
+	return out.Locked, err
+}
+
+// SuspendUser suspends an account or lifts that; the bot must be a server administrator.
+//
+// Spec: client-server-api#put_matrixclientv1adminsuspenduserid
+func (c *Client) SuspendUser(ctx context.Context, user id.UserID, suspended bool) error {
+	body := struct {
+		Suspended bool `json:"suspended"`
+	}{suspended}
+	return c.Do(ctx, Request{Method: http.MethodPut, Path: Path(clientV1+"/admin/suspend", string(user)), Body: body}, nil)
+}
