@@ -139,3 +139,26 @@ func classify(err error, it *Item) error {
 	}
 	return err
 }
+
+// Notice is an item that tells a person something in their DING room.
+func Notice(key, person, text string) New {
+	content, err := json.Marshal(map[string]string{"msgtype": "m.notice", "body": text})
+	if err != nil { // strings always encode
+		content = nil
+	}
+	return Message(key, AppMessage{Person: person, Events: []AppEvent{{Type: "m.room.message", Content: content}}})
+}
+
+// Message is an item of the channel App.
+func Message(key string, msg AppMessage) New {
+	payload, err := json.Marshal(msg)
+	if err != nil { // a content that is no JSON: refused by the channel
+		payload = nil
+	}
+	return New{Key: key, Channel: AppChannel, Payload: payload}
+}
+
+// Say puts a Notice into the outbox.
+func (o *Outbox) Say(ctx context.Context, key, person, text string) error {
+	return o.Add(ctx, Notice(key, person, text))
+}

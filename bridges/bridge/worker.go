@@ -70,7 +70,7 @@ func (w *worker) poke() {
 
 // run reads due items and hands them to senders; a recorder writes down what became of them.
 func (w *worker) run(ctx context.Context) {
-	items := make(chan Item)                   // unbuffered: what is not being sent stays in the table
+	items := make(chan Item)                    // unbuffered: what is not being sent stays in the table
 	results := make(chan result, 2*recordBatch) // full: senders wait for the database
 	var senders, recorder sync.WaitGroup
 	for range w.bounds.Concurrency {
