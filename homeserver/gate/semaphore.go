@@ -36,6 +36,15 @@ func (s *Semaphore) Acquire(ctx context.Context, n int64) (release func(), err e
 	return func() { s.w.Release(n) }, nil
 }
 
+// TryAcquire is Acquire that does not wait.
+func (s *Semaphore) TryAcquire(n int64) (release func(), ok bool) {
+	n = min(max(n, 1), s.size)
+	if !s.w.TryAcquire(n) {
+		return nil, false
+	}
+	return func() { s.w.Release(n) }, true
+}
+
 // Do runs fn holding one unit.
 func (s *Semaphore) Do(ctx context.Context, fn func() error) error {
 	release, err := s.Acquire(ctx, 1)

@@ -30,11 +30,19 @@ type Caller struct {
 	Suspended  bool
 	AppService string // ID of the application service whose token was used
 	Unlimited  bool   // rate limits do not apply (an application service with rate_limited: false)
+
+	// Seen is when the authenticator last noted the use of the device, in milliseconds; for its own use, may be nil.
+	Seen *atomic.Int64
 }
 
 // Authenticator finds the caller of a request by its access token. Without a token it returns M_MISSING_TOKEN.
 type Authenticator interface {
 	Authenticate(r *http.Request) (*Caller, error)
+}
+
+// Admitter is an Authenticator that wants to be told of each call by a user that was let in.
+type Admitter interface {
+	Admitted(c *Call)
 }
 
 // OriginVerifier checks the signature of a request from another server; body is the whole request body.
@@ -116,6 +124,7 @@ type API struct {
 	serial  atomic.Uint64
 	panics  atomic.Uint64
 	drain   drain
+	onAdmit Admitter // the authenticator, if it wants to be told
 }
 
 // New builds an API without routes.
@@ -131,6 +140,7 @@ func New(opts Options) *API {
 		}
 		a.limiter = gate.NewLimiter[string](opts.RateLimits.PerSecond, opts.RateLimits.Burst, maxKeys, a.now)
 	}
+	a.onAdmit, _ = opts.Authenticator.(Admitter)
 	a.drain.init()
 	return a
 }
@@ -139,7 +149,10 @@ func New(opts Options) *API {
 func (a *API) SetOriginVerifier(v OriginVerifier) { a.opts.OriginVerifier = v }
 
 // SetAuthenticator gives the API its authenticator when it is built after it. Call it before serving.
-func (a *API) SetAuthenticator(v Authenticator) { a.opts.Authenticator = v }
+func (a *API) SetAuthenticator(v Authenticator) {
+	a.opts.Authenticator = v
+	a.onAdmit, _ = v.(Admitter)
+}
 
 // Panics is the number of handlers that have panicked since the start.
 func (a *API) Panics() uint64 { return a.panics.Load() }

@@ -129,6 +129,9 @@ func (a *API) admitUser(c *Call) error {
 		return err
 	}
 	c.Caller = caller
+	if a.onAdmit != nil {
+		a.onAdmit.Admitted(c)
+	}
 	switch {
 	case r.Auth == AuthAppService && caller.AppService == "":
 		return matrix.Forbidden("only an application service may do this")
