@@ -124,6 +124,8 @@ func (a *AppService) check(bad report) {
 		bad("appservice.max_leave", "it is not a share", "write a number from 0 to 1, such as 0.1")
 	}
 	checkRange(bad, "appservice.concurrency", int64(a.Concurrency), 1, 256, "requests; 16 is usual")
+	checkRange(bad, "appservice.space_depth", int64(a.SpaceDepth), 1, 20, "levels; 6 is usual")
+	checkWord(bad, "appservice.unit_history", a.UnitHistory, "joined", "shared")
 	checkRange(bad, "appservice.ding.per_minute", int64(a.DING.PerMinute), 1, 100000, "DINGs; 10 is usual")
 	checkRange(bad, "appservice.ding.max_receivers", int64(a.DING.MaxReceivers), 0, 1000000, "people; 100 is usual")
 }

@@ -119,6 +119,9 @@ type AppService struct {
 	AllStaffName    string  `yaml:"all_staff_name" doc:"Name of that room. Empty: the company's name with \"all staff\" in the service's language."`
 	MaxLeave        float64 `yaml:"max_leave" default:"0.1" doc:"An import that would make a larger share of the people leave is refused unless forced. 0.1 is ten of a hundred."`
 	Concurrency     int     `yaml:"concurrency" default:"16" doc:"Requests to the homeserver at a time while rooms follow the company file."`
+	SpaceDepth      int     `yaml:"space_depth" default:"6" doc:"How deep spaces nest, the company's counted. Clients walk deeper ones slowly; units below get a room, but no space."`
+	UnitHistory     string  `yaml:"unit_history" default:"joined" doc:"What newcomers see of a unit's room: joined (from their coming on) or shared (all of it)."`
+	PlainPasswords  bool    `yaml:"plain_passwords" doc:"Give first passwords to the homeserver as they are. Needed beside another homeserver than Carillon, over a connection that can be trusted."`
 	PrivateReceipts bool    `yaml:"private_receipts" doc:"Count private read receipts in read lists too. This is a policy on people's privacy: tell them."`
 	PasswordsDir    string  `yaml:"passwords_dir" doc:"Folder of the files with first passwords (mode 0600). Empty: data_dir/first-passwords."`
 
