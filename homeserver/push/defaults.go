@@ -1,0 +1,105 @@
+package push
+
+import (
+	"encoding/json"
+
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+)
+
+// defaultRules are the predefined rules for a user, most important first.
+//
+// Spec: client-server-api#predefined-rules
+func defaultRules(user matrix.UserID) map[Kind][]Rule {
+	me := string(user)
+	sound := tweak("sound", "default")
+	highlight := tweak("highlight", nil)
+	notify := quoted("notify")
+	rule := func(id string, actions []json.RawMessage, conditions ...json.RawMessage) Rule {
+		if conditions == nil {
+			conditions = []json.RawMessage{}
+		}
+		if actions == nil {
+			actions = []json.RawMessage{}
+		}
+		return Rule{ID: id, Default: true, Enabled: id != ".m.rule.master", Conditions: conditions, Actions: actions}
+	}
+	do := func(a ...json.RawMessage) []json.RawMessage { return a }
+	return map[Kind][]Rule{
+		Override: {
+			rule(".m.rule.master", nil),
+			rule(".m.rule.suppress_notices", nil, match("content.msgtype", "m.notice")),
+			rule(".m.rule.invite_for_me", do(notify, sound),
+				match("type", "m.room.member"), match("content.membership", "invite"), match("state_key", me)),
+			rule(".m.rule.member_event", nil, match("type", "m.room.member")),
+			rule(".m.rule.is_user_mention", do(notify, sound, highlight),
+				property("event_property_contains", `content.m\.mentions.user_ids`, me)),
+			rule(".m.rule.is_room_mention", do(notify, highlight),
+				property("event_property_is", `content.m\.mentions.room`, true), permission("room")),
+			rule(".m.rule.tombstone", do(notify, highlight), match("type", "m.room.tombstone"), match("state_key", "")),
+			rule(".m.rule.reaction", nil, match("type", "m.reaction")),
+			rule(".m.rule.room.server_acl", nil, match("type", "m.room.server_acl"), match("state_key", "")),
+			rule(".m.rule.suppress_edits", nil, property("event_property_is", `content.m\.relates_to.rel_type`, "m.replace")),
+		},
+		Content:  {},
+		RoomRule: {},
+		Sender:   {},
+		Underride: {
+			rule(".m.rule.call", do(notify, tweak("sound", "ring")), match("type", "m.call.invite")),
+			rule(".m.rule.encrypted_room_one_to_one", do(notify, sound), members("2"), match("type", "m.room.encrypted")),
+			rule(".m.rule.room_one_to_one", do(notify, sound), members("2"), match("type", "m.room.message")),
+			rule(".m.rule.message", do(notify), match("type", "m.room.message")),
+			rule(".m.rule.encrypted", do(notify), match("type", "m.room.encrypted")),
+		},
+	}
+}
+
+// The helpers below spell actions and conditions; their data always encodes.
+
+func quoted(s string) json.RawMessage { return encode(s) }
+
+func tweak(name string, value any) json.RawMessage {
+	if value == nil {
+		return encode(struct {
+			Tweak string `json:"set_tweak"`
+		}{name})
+	}
+	return encode(struct {
+		Tweak string `json:"set_tweak"`
+		Value any    `json:"value"`
+	}{name, value})
+}
+
+func match(key, pattern string) json.RawMessage {
+	return encode(struct {
+		Kind    string `json:"kind"`
+		Key     string `json:"key"`
+		Pattern string `json:"pattern"`
+	}{"event_match", key, pattern})
+}
+
+func property(kind, key string, value any) json.RawMessage {
+	return encode(struct {
+		Kind  string `json:"kind"`
+		Key   string `json:"key"`
+		Value any    `json:"value"`
+	}{kind, key, value})
+}
+
+func members(is string) json.RawMessage {
+	return encode(struct {
+		Kind string `json:"kind"`
+		Is   string `json:"is"`
+	}{"room_member_count", is})
+}
+
+func permission(key string) json.RawMessage {
+	return encode(struct {
+		Kind string `json:"kind"`
+		Key  string `json:"key"`
+	}{"sender_notification_permission", key})
+}
+
+func encode(v any) json.RawMessage {
+	b, _ := json.Marshal(v)
+	return b
+}
