@@ -1,0 +1,384 @@
+package federation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/gate"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+	log "github.com/sirupsen/logrus"
+)
+
+const (
+	// keptEntries bounds what waits in memory; beyond it the log is read from the database.
+	keptEntries = 20_000
+	// receiptsPerEDU bounds one EDU.
+	receiptsPerEDU = 500
+	// savePosition is how often the position is stored while nothing concerns other servers.
+	savePosition = time.Minute
+	catchUpPage  = 500
+)
+
+const (
+	qPosition     = `SELECT pos FROM fed_position WHERE id = 1`
+	qSavePosition = `INSERT INTO fed_position (id, pos) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET pos = excluded.pos`
+)
+
+// DeviceUpdates writes the EDUs that tell other servers of a change of a user's devices or keys.
+type DeviceUpdates interface {
+	// DeviceListEDUs gives the m.device_list_update and m.signing_key_update contents for a change at pos.
+	DeviceListEDUs(ctx context.Context, user matrix.UserID, pos stream.Pos) ([]DeviceEDU, error)
+}
+
+// DeviceEDU is one EDU about a user's devices or keys.
+type DeviceEDU struct {
+	Type    string // m.device_list_update or m.signing_key_update
+	Content any
+}
+
+// reader follows the log and puts what concerns other servers into the queue.
+type reader struct {
+	own      matrix.ServerName
+	db       *sqldb.DB
+	log      *stream.Log
+	queue    *queue
+	servers  *roomServers
+	events   *events.Store
+	receipts *receipts.Receipts
+	devices  DeviceUpdates
+
+	bell chan struct{} // capacity one: full means that it will look anyway
+
+	mu      sync.Mutex
+	entries []entry
+	head    stream.Pos // everything up to it is in entries, or concerns nobody
+	lost    bool       // entries were dropped: the database has to be read
+	saved   stream.Pos // the position stored last
+}
+
+// entry is one change that other servers have to hear of.
+type entry struct {
+	pos     stream.Pos
+	event   matrix.EventID
+	receipt *receipts.Receipt
+	user    matrix.UserID // whose devices have changed
+	servers []matrix.ServerName
+}
+
+// hear is told of each commit, in order, so that an event goes to the servers that were in the room just then.
+func (r *reader) hear(changes []stream.Change) {
+	var fresh []entry
+	for i := range changes {
+		c := &changes[i]
+		switch c.Kind {
+		case stream.KindEvent:
+			if e, ok := c.Payload.(*events.Event); ok {
+				if to := r.destinations(e); len(to) > 0 {
+					fresh = append(fresh, entry{pos: c.Pos, event: e.ID, servers: to})
+				}
+			}
+		case stream.KindReceipt:
+			if x, ok := c.Payload.(*receipts.Receipt); ok && x.Type == receipts.Read && x.User.Server() == r.own {
+				if to := r.servers.of(x.Room); len(to) > 0 {
+					fresh = append(fresh, entry{pos: c.Pos, receipt: x, servers: to})
+				}
+			}
+		case stream.KindDeviceList:
+			if c.User.Server() == r.own {
+				fresh = append(fresh, entry{pos: c.Pos, user: c.User})
+			}
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if n := len(changes); n > 0 {
+		r.head = changes[n-1].Pos
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	if len(r.entries)+len(fresh) > keptEntries {
+		r.entries, r.lost = nil, true
+	} else {
+		r.entries = append(r.entries, fresh...)
+	}
+	select {
+	case r.bell <- struct{}{}:
+	default:
+	}
+}
+
+// destinations lists the servers that an event has to be sent to, in the order of the log.
+func (r *reader) destinations(e *events.Event) []matrix.ServerName {
+	member := e.Type == "m.room.member" && e.IsState()
+	var to []matrix.ServerName
+	if e.Sender.Server() == r.own && e.Pos > 0 && !e.Hidden() {
+		to = r.servers.of(e.Room)
+		if member && e.Membership != "invite" {
+			// Whoever is removed has to hear of it, also if only invited.
+			if s := matrix.UserID(e.Key()).Server(); s != r.own && s != "" && !slices.Contains(to, s) {
+				to = append(slices.Clone(to), s)
+			}
+		}
+	}
+	if member && e.Pos > 0 && !e.Hidden() {
+		r.servers.apply(e)
+	}
+	return to
+}
+
+// run queues until ctx ends.
+func (r *reader) run(ctx context.Context) error {
+	pos, err := r.position(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.catchUp(ctx, pos); err != nil {
+		return err
+	}
+	tick := time.NewTicker(savePosition)
+	defer tick.Stop()
+	back := gate.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}
+	for {
+		save := false
+		select {
+		case <-r.bell:
+		case <-tick.C:
+			save = true
+		case <-ctx.Done():
+			return nil
+		}
+		for {
+			err := r.flush(ctx, save)
+			if err == nil {
+				back.Reset()
+				break
+			}
+			if ctx.Err() != nil {
+				return nil
+			}
+			log.WithError(err).Warn("queueing for other servers failed; trying again")
+			if back.Wait(ctx) != nil {
+				return nil
+			}
+		}
+	}
+}
+
+func (r *reader) position(ctx context.Context) (stream.Pos, error) {
+	pos := int64(-1)
+	err := r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		err := tx.QueryRow(qPosition).Scan(&pos)
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading the position of federation: %w", err)
+	}
+	if pos < 0 { // the first start
+		r.mu.Lock()
+		pos = int64(r.head)
+		r.mu.Unlock()
+	}
+	return stream.Pos(pos), nil
+}
+
+// flush queues what has gathered. save stores the position even if nothing has.
+func (r *reader) flush(ctx context.Context, save bool) error {
+	r.mu.Lock()
+	list, head, lost := r.entries, r.head, r.lost
+	save = save && head != r.saved
+	r.mu.Unlock()
+	if lost {
+		pos, err := r.position(ctx)
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.entries, r.lost = nil, false
+		r.mu.Unlock()
+		if err := r.catchUp(ctx, pos); err != nil {
+			r.mu.Lock()
+			r.lost = true
+			r.mu.Unlock()
+			return err
+		}
+		return nil
+	}
+	if len(list) == 0 && !save {
+		return nil
+	}
+	if err := r.store(ctx, list, head); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.saved = head
+	if !r.lost {
+		r.entries = r.entries[len(list):]
+	}
+	return nil
+}
+
+// store queues entries and moves the position to head, in one transaction.
+func (r *reader) store(ctx context.Context, list []entry, head stream.Pos) error {
+	var rows []row
+	reads := map[matrix.ServerName][]*receipts.Receipt{}
+	devices := map[matrix.UserID]stream.Pos{}
+	for _, e := range list {
+		switch {
+		case e.event != "":
+			for _, s := range e.servers {
+				rows = append(rows, row{server: s, event: e.event})
+			}
+		case e.receipt != nil:
+			for _, s := range e.servers {
+				reads[s] = append(reads[s], e.receipt)
+			}
+		default:
+			devices[e.user] = e.pos
+		}
+	}
+	for s, list := range reads {
+		rows = append(rows, receiptRows(s, list)...)
+	}
+	for user, pos := range devices {
+		more, err := r.deviceRows(ctx, user, pos)
+		if err != nil {
+			return err
+		}
+		rows = append(rows, more...)
+	}
+	return r.queue.put(ctx, rows, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(qSavePosition, int64(head))
+		return err
+	})
+}
+
+func receiptRows(server matrix.ServerName, list []*receipts.Receipt) []row {
+	var rows []row
+	for part := range slices.Chunk(list, receiptsPerEDU) {
+		var m receiptMerge
+		for _, x := range part {
+			var e receiptEntry
+			e.Data.TS, e.Data.Thread, e.EventIDs = x.TS, x.Thread, []matrix.EventID{x.Event}
+			m.put(x.Room, receipts.Read, x.User, e)
+		}
+		for _, raw := range m.edus(len(m.layers)) {
+			rows = append(rows, row{server: server, edu: raw, merges: true})
+		}
+	}
+	return rows
+}
+
+func (r *reader) deviceRows(ctx context.Context, user matrix.UserID, pos stream.Pos) ([]row, error) {
+	to := r.servers.sharing(user)
+	if len(to) == 0 || r.devices == nil {
+		return nil, nil
+	}
+	list, err := r.devices.DeviceListEDUs(ctx, user, pos)
+	if err != nil {
+		return nil, fmt.Errorf("describing a change of devices: %w", err)
+	}
+	var rows []row
+	for _, d := range list {
+		raw := newEDU(d.Type, d.Content)
+		for _, s := range to {
+			rows = append(rows, row{server: s, edu: raw})
+		}
+	}
+	return rows, nil
+}
+
+// catchUp reads the log from the database: after a restart, or when too much has gathered. The servers are those of
+// now, which after a crash are those of then.
+func (r *reader) catchUp(ctx context.Context, pos stream.Pos) error {
+	r.mu.Lock()
+	end := r.head
+	if n := len(r.entries); n > 0 {
+		end = min(end, r.entries[0].pos-1)
+	}
+	r.mu.Unlock()
+	for pos < end {
+		changes, err := r.log.Changes(ctx, pos, end, catchUpPage)
+		if err != nil {
+			return err
+		}
+		next := end
+		if len(changes) == catchUpPage {
+			next = changes[len(changes)-1].Pos
+		}
+		list, err := r.entriesOf(ctx, changes, pos, next)
+		if err != nil {
+			return err
+		}
+		if err := r.store(ctx, list, next); err != nil {
+			return err
+		}
+		pos = next
+	}
+	return nil
+}
+
+// entriesOf makes entries of changes that come without payloads.
+func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, to stream.Pos) ([]entry, error) {
+	var list []entry
+	reads := false
+	err := r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		list = nil
+		for _, c := range changes {
+			switch c.Kind {
+			case stream.KindReceipt:
+				reads = true
+			case stream.KindDeviceList:
+				if c.User.Server() == r.own {
+					list = append(list, entry{pos: c.Pos, user: c.User})
+				}
+			case stream.KindEvent:
+				evs, err := r.events.Timeline(tx, c.Room, c.Pos-1, c.Pos, 1, true)
+				if err != nil {
+					return err
+				}
+				for _, e := range evs {
+					if e.Sender.Server() == r.own && !e.Hidden() {
+						list = append(list, entry{pos: c.Pos, event: e.ID, servers: r.serversNow(e)})
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil || !reads {
+		return list, err
+	}
+	rs, err := r.receipts.Outbound(ctx, from, to)
+	if err != nil {
+		return nil, err
+	}
+	for _, x := range rs {
+		if to := r.servers.of(x.Room); len(to) > 0 {
+			list = append(list, entry{pos: x.Pos, receipt: x, servers: to})
+		}
+	}
+	return list, nil
+}
+
+func (r *reader) serversNow(e *events.Event) []matrix.ServerName {
+	to := r.servers.of(e.Room)
+	if e.Type == "m.room.member" && e.IsState() && e.Membership != "invite" {
+		if s := matrix.UserID(e.Key()).Server(); s != r.own && s != "" && !slices.Contains(to, s) {
+			to = append(slices.Clone(to), s)
+		}
+	}
+	return to
+}

@@ -1,0 +1,479 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/gate"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	log "github.com/sirupsen/logrus"
+)
+
+// Limits of one transaction. Spec: server-server-api#transactions
+const (
+	maxPDUs = 50
+	maxEDUs = 100
+	// roomEDUs leaves space for receipts, typing and presence, which are merged when the transaction is made.
+	roomEDUs    = 70
+	mergedRows  = 200
+	maxReceipts = 20 // EDUs of receipts after merging
+)
+
+const (
+	retryFirst = time.Second
+	retryMax   = time.Hour
+	// refusals is how often a transaction that the other side calls malformed is tried before it is given up: it
+	// would hold up all that comes after it for ever.
+	refusals = 10
+	// senders is how many servers are sent to at a time.
+	senders = 256
+)
+
+// Deliverer sends transactions; fedclient.Client is one.
+type Deliverer interface {
+	SendTransaction(ctx context.Context, server matrix.ServerName, txn string, body json.RawMessage) (map[matrix.EventID]string, error)
+}
+
+// row is one thing that waits for one server: an event by its ID, or an EDU.
+type row struct {
+	server matrix.ServerName
+	event  matrix.EventID
+	edu    []byte
+	merges bool // a receipt EDU
+}
+
+// queue holds what waits to be sent. The table is the truth; memory knows the open batches.
+//
+// Rows are gathered in batches, and a batch becomes one transaction. Its number is given when its first row
+// arrives and it is closed when a worker takes it, so the transaction's ID and content are the same however often
+// it is tried, also after a restart.
+type queue struct {
+	db      *sqldb.DB
+	deliver Deliverer
+	content func(ctx context.Context, ids []matrix.EventID) (map[matrix.EventID][]byte, error)
+	own     matrix.ServerName
+	now     matrix.Now
+	slots   *gate.Semaphore
+
+	mu    sync.Mutex
+	dests map[matrix.ServerName]*destination
+	last  int64 // newest batch number
+	ctx   context.Context
+	wg    sync.WaitGroup
+}
+
+// destination is one server with something to send. Guarded by queue.mu.
+type destination struct {
+	name    matrix.ServerName
+	batches []*batch
+	vol     volatile
+	running bool
+	wake    chan struct{} // capacity one: full means that it will look anyway
+
+	failures int
+	since    time.Time
+	retryAt  time.Time
+}
+
+// batch is the rows of one transaction. Guarded by queue.mu.
+type batch struct {
+	txn     int64
+	pdus    int
+	edus    int
+	merged  int
+	writing int           // rows handed to the database and not yet committed
+	settled chan struct{} // closed when taken and nothing is being written
+	taken   bool
+}
+
+const (
+	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu) VALUES ($1, $2, $3, $4)`
+	qBatches = `SELECT server, txn FROM fed_queue GROUP BY server, txn ORDER BY txn`
+	qBatch   = `SELECT event_id, edu FROM fed_queue WHERE server = $1 AND txn = $2 ORDER BY id`
+	qSent    = `DELETE FROM fed_queue WHERE server = $1 AND txn = $2`
+
+	qFailing = `SELECT server, failures, failing_since, retry_at FROM fed_destinations`
+	qFailed  = `INSERT INTO fed_destinations (server, failures, failing_since, retry_at) VALUES ($1, $2, $3, $4)
+		ON CONFLICT (server) DO UPDATE SET failures = excluded.failures, failing_since = excluded.failing_since, retry_at = excluded.retry_at`
+	qMended = `DELETE FROM fed_destinations WHERE server = $1`
+)
+
+// load reads what an earlier run has left.
+func (q *queue) load(ctx context.Context) error {
+	type left struct {
+		server matrix.ServerName
+		txn    int64
+	}
+	type failing struct {
+		server                   matrix.ServerName
+		failures, since, retryAt int64
+	}
+	var batches []left
+	var fails []failing
+	err := q.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+		if batches, err = sqldb.Select(tx, func(r *sqldb.Rows) (l left, err error) {
+			return l, r.Scan(&l.server, &l.txn)
+		}, qBatches); err != nil {
+			return err
+		}
+		fails, err = sqldb.Select(tx, func(r *sqldb.Rows) (f failing, err error) {
+			return f, r.Scan(&f.server, &f.failures, &f.since, &f.retryAt)
+		}, qFailing)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("reading the federation queue: %w", err)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, l := range batches {
+		d := q.dest(l.server)
+		b := &batch{txn: l.txn, taken: true, settled: make(chan struct{})}
+		close(b.settled)
+		d.batches = append(d.batches, b)
+		q.last = max(q.last, l.txn)
+	}
+	for _, f := range fails {
+		d := q.dest(f.server)
+		d.failures, d.since, d.retryAt = int(f.failures), time.UnixMilli(f.since), time.UnixMilli(f.retryAt)
+	}
+	return nil
+}
+
+// run sends until ctx ends.
+func (q *queue) run(ctx context.Context) {
+	q.mu.Lock()
+	q.ctx = ctx
+	for _, d := range q.dests {
+		q.start(d)
+	}
+	q.mu.Unlock()
+	<-ctx.Done()
+	q.wg.Wait()
+}
+
+// dest finds or makes a destination; q.mu is held.
+func (q *queue) dest(server matrix.ServerName) *destination {
+	d := q.dests[server]
+	if d == nil {
+		d = &destination{name: server, wake: make(chan struct{}, 1)}
+		q.dests[server] = d
+	}
+	return d
+}
+
+// start lets a worker look at a destination; q.mu is held.
+func (q *queue) start(d *destination) {
+	if q.ctx == nil || q.ctx.Err() != nil || d.running || (len(d.batches) == 0 && d.vol.empty()) {
+		return
+	}
+	d.running = true
+	q.wg.Add(1)
+	go func() {
+		defer q.wg.Done()
+		q.work(d)
+	}()
+}
+
+// put stores rows and has them sent. also runs in the same transaction; it may be nil.
+func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) error) error {
+	batches := q.place(rows)
+	err := q.db.Write(ctx, func(tx *sqldb.Tx) error {
+		for i := range rows {
+			r := &rows[i]
+			if _, err := tx.Exec(qEnqueue, string(r.server), batches[i].txn, string(r.event), string(r.edu)); err != nil {
+				return err
+			}
+		}
+		if also != nil {
+			return also(tx)
+		}
+		return nil
+	})
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for i, b := range batches {
+		if b.writing--; b.writing == 0 && b.taken {
+			close(b.settled)
+		}
+		if d := q.dests[rows[i].server]; d != nil {
+			q.start(d)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("queueing for other servers: %w", err)
+	}
+	return nil
+}
+
+// place finds the batch of each row.
+func (q *queue) place(rows []row) []*batch {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	out := make([]*batch, len(rows))
+	for i := range rows {
+		d := q.dest(rows[i].server)
+		var b *batch
+		if n := len(d.batches); n > 0 {
+			b = d.batches[n-1]
+		}
+		if b == nil || b.taken || !b.fits(&rows[i]) {
+			// Numbers grow with the clock, so that they are new also after all rows of an earlier run are gone.
+			q.last = max(q.last+1, q.now().UnixMicro())
+			b = &batch{txn: q.last, settled: make(chan struct{})}
+			d.batches = append(d.batches, b)
+		}
+		b.add(&rows[i])
+		out[i] = b
+	}
+	return out
+}
+
+func (b *batch) fits(r *row) bool {
+	switch {
+	case r.event != "":
+		return b.pdus < maxPDUs
+	case r.merges:
+		return b.merged < mergedRows
+	}
+	return b.edus < roomEDUs
+}
+
+func (b *batch) add(r *row) {
+	b.writing++
+	switch {
+	case r.event != "":
+		b.pdus++
+	case r.merges:
+		b.merged++
+	default:
+		b.edus++
+	}
+}
+
+// alive is told that a server works: it is tried at once.
+func (q *queue) alive(server matrix.ServerName) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	d := q.dests[server]
+	if d == nil || d.failures == 0 {
+		return
+	}
+	d.retryAt = time.Time{}
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+	q.start(d)
+}
+
+// take closes the next batch of a destination and gives it with the volatile EDUs; false when there is nothing,
+// and then the worker has ended.
+func (q *queue) take(d *destination) (b *batch, edus []json.RawMessage, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(d.batches) > 0 {
+		b = d.batches[0]
+		if !b.taken {
+			b.taken = true
+			if b.writing == 0 {
+				close(b.settled)
+			}
+		}
+	}
+	if d.failures == 0 {
+		edus = d.vol.take(q.own)
+	}
+	if b == nil && edus == nil {
+		d.running = false
+		if d.failures == 0 {
+			delete(q.dests, d.name)
+		}
+		return nil, nil, false
+	}
+	return b, edus, true
+}
+
+// work sends all that waits for one server.
+func (q *queue) work(d *destination) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.WithFields(log.Fields{"server": d.name, "panic": p}).Error("sending to a server failed")
+			q.mu.Lock()
+			d.running = false
+			q.mu.Unlock()
+		}
+	}()
+	for q.ctx.Err() == nil {
+		if !q.rest(d) {
+			return
+		}
+		b, edus, ok := q.take(d)
+		if !ok {
+			return
+		}
+		if b != nil {
+			select {
+			case <-b.settled:
+			case <-q.ctx.Done():
+				return
+			}
+		}
+		if err := q.send(d, b, edus); err != nil && q.ctx.Err() == nil {
+			q.failed(d, b, err)
+		}
+	}
+}
+
+// rest waits while the destination is left alone; false when the queue stops.
+func (q *queue) rest(d *destination) bool {
+	for {
+		q.mu.Lock()
+		wait := d.retryAt.Sub(q.now())
+		q.mu.Unlock()
+		if wait <= 0 {
+			return q.ctx.Err() == nil
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-d.wake:
+		case <-q.ctx.Done():
+		}
+		t.Stop()
+		if q.ctx.Err() != nil {
+			return false
+		}
+	}
+}
+
+// send delivers one transaction and forgets it.
+func (q *queue) send(d *destination, b *batch, edus []json.RawMessage) error {
+	release, err := q.slots.Acquire(q.ctx, 1)
+	if err != nil {
+		return err
+	}
+	defer release()
+	id := "e" + matrix.RandomString(16)
+	var pdus []json.RawMessage
+	if b != nil {
+		id = fmt.Sprintf("t%d", b.txn)
+		var stored []json.RawMessage
+		if pdus, stored, err = q.read(d.name, b.txn); err != nil {
+			return err
+		}
+		edus = append(stored, edus...)
+	}
+	if len(pdus)+len(edus) > 0 {
+		body, err := q.body(pdus, edus[:min(len(edus), maxEDUs)])
+		if err != nil {
+			return err
+		}
+		refused, err := q.deliver.SendTransaction(q.ctx, d.name, id, body)
+		if err != nil {
+			return err
+		}
+		for event, why := range refused {
+			log.WithFields(log.Fields{"server": d.name, "event_id": event, "reason": why}).Info("another server refused an event")
+		}
+	}
+	return q.sent(d, b)
+}
+
+func (q *queue) body(pdus, edus []json.RawMessage) ([]byte, error) {
+	if pdus == nil {
+		pdus = []json.RawMessage{}
+	}
+	if edus == nil {
+		edus = []json.RawMessage{}
+	}
+	body, err := json.Marshal(struct {
+		Origin matrix.ServerName `json:"origin"`
+		TS     int64             `json:"origin_server_ts"`
+		PDUs   []json.RawMessage `json:"pdus"`
+		EDUs   []json.RawMessage `json:"edus"`
+	}{q.own, matrix.Millis(q.now()), pdus, edus})
+	if err != nil {
+		return nil, fmt.Errorf("encoding a transaction: %w", err)
+	}
+	return body, nil
+}
+
+// read gathers the rows of a batch.
+func (q *queue) read(server matrix.ServerName, txn int64) (pdus, edus []json.RawMessage, err error) {
+	var rows []row
+	err = q.db.Read(q.ctx, func(tx *sqldb.Tx) (err error) {
+		rows, err = sqldb.Select(tx, func(r *sqldb.Rows) (x row, err error) {
+			var edu string
+			err = r.Scan(&x.event, &edu)
+			x.edu = []byte(edu)
+			return x, err
+		}, qBatch, string(server), txn)
+		return err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading a transaction: %w", err)
+	}
+	var ids []matrix.EventID
+	var receipts receiptMerge
+	for _, r := range rows {
+		switch {
+		case r.event != "":
+			ids = append(ids, r.event)
+		case !receipts.add(r.edu):
+			edus = append(edus, r.edu)
+		}
+	}
+	edus = append(edus, receipts.edus(maxReceipts)...)
+	if len(ids) == 0 {
+		return nil, edus, nil
+	}
+	byID, err := q.content(q.ctx, ids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading the events of a transaction: %w", err)
+	}
+	for _, id := range ids {
+		if pdu, ok := byID[id]; ok {
+			pdus = append(pdus, pdu)
+		}
+	}
+	return pdus, edus, nil
+}
+
+// sent removes a delivered batch and the memory of failures.
+func (q *queue) sent(d *destination, b *batch) error {
+	q.mu.Lock()
+	mended := d.failures > 0
+	q.mu.Unlock()
+	if b != nil || mended {
+		err := q.db.Write(q.ctx, func(tx *sqldb.Tx) error {
+			if b != nil {
+				if _, err := tx.Exec(qSent, string(d.name), b.txn); err != nil {
+					return err
+				}
+			}
+			if mended {
+				_, err := tx.Exec(qMended, string(d.name))
+				return err
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("storing that a transaction was sent: %w", err)
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if b != nil {
+		d.batches = d.batches[1:]
+	}
+	if mended {
+		log.WithFields(log.Fields{"server": d.name, "failures": d.failures}).Info("another server can be reached again")
+	}
+	d.failures, d.since, d.retryAt = 0, time.Time{}, time.Time{}
+	return nil
+}
