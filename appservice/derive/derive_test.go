@@ -1,0 +1,701 @@
+package derive_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"github.com/carillon-chat/carillon/appservice/astest"
+	"github.com/carillon-chat/carillon/appservice/derive"
+	"github.com/carillon-chat/carillon/appservice/org"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+)
+
+// company is an organisation, a homeserver and a reconciler between them.
+type company struct {
+	t     testing.TB
+	db    *sqldb.DB
+	hs    *astest.Server
+	store *org.Store
+	opts  derive.Options
+	rec   *derive.Reconciler
+}
+
+// staff is the company of the stories: a head office with a technical department of two groups, and a branch.
+//
+//	总公司 (root, 北京): 001 王总
+//	  技术部 tech (北京): 002 李工 manager, 003 赵四
+//	    一组 g1: 004 孙一
+//	  分公司 branch (成都): 005 钱五 manager, 006 周六
+func staff() *org.Import {
+	post := func(unit string, leader org.Leader) []org.Post {
+		return []org.Post{{Unit: unit, Title: "职员", Main: true, Leader: leader}}
+	}
+	person := func(n, name string, posts []org.Post) *org.Person {
+		return &org.Person{ID: n, Name: name, Posts: posts, Status: org.StatusActive}
+	}
+	return &org.Import{
+		HasUnits: true, HasPeople: true,
+		Units: []*org.Unit{
+			{ID: "root", Name: "总公司", Code: "hq", Site: "北京", OwnSite: true, Managers: []string{"001"}},
+			{ID: "tech", ParentID: "root", Name: "技术部", Code: "tech", Site: "北京", Managers: []string{"002"}, ContainSub: true, Order: 1},
+			{ID: "g1", ParentID: "tech", Name: "一组", Site: "北京", Order: 1},
+			{ID: "branch", ParentID: "root", Name: "分公司", Code: "成都", Site: "成都", OwnSite: true, Managers: []string{"005"}, Order: 2},
+		},
+		People: []*org.Person{
+			person("001", "王总", post("root", org.LeaderMain)),
+			person("002", "李工", post("tech", org.LeaderMain)),
+			person("003", "赵四", post("tech", org.LeaderDeputy)),
+			person("004", "孙一", post("g1", org.LeaderNone)),
+			person("005", "钱五", post("branch", org.LeaderMain)),
+			person("006", "周六", post("branch", org.LeaderNone)),
+		},
+	}
+}
+
+func found(t testing.TB, change ...func(*derive.Options, *astest.Server)) *company {
+	t.Helper()
+	c := &company{t: t, db: sqldbtest.Open(t), hs: astest.New()}
+	var err error
+	if c.store, err = org.NewStore(t.Context(), c.db); err != nil {
+		t.Fatal(err)
+	}
+	c.opts = derive.Options{Company: "集团", PasswordsDir: filepath.Join(t.TempDir(), "pw")}
+	for _, f := range change {
+		f(&c.opts, c.hs)
+	}
+	c.restart()
+	return c
+}
+
+// restart makes a new reconciler from what the database knows.
+func (c *company) restart() {
+	c.t.Helper()
+	rec, err := derive.New(c.t.Context(), c.db, c.hs.Client(c.t), c.opts)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.rec = rec
+}
+
+// becomes imports an organisation, without running.
+func (c *company) becomes(imp *org.Import) {
+	c.t.Helper()
+	plan, problems := c.store.PlanWith(imp, org.PlanOptions{RemoveMissing: true, Force: true})
+	if len(problems) > 0 {
+		c.t.Fatal(problems)
+	}
+	if _, err := c.store.Apply(c.t.Context(), plan, "test"); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+func (c *company) run() *derive.Report {
+	c.t.Helper()
+	report, err := c.rec.Reconcile(c.t.Context(), c.store.Tree(), nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return report
+}
+
+func (c *company) verify() *derive.Report {
+	c.t.Helper()
+	report, err := c.rec.Verify(c.t.Context(), c.store.Tree(), nil)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return report
+}
+
+// nothing asserts that a run makes no request at all.
+func (c *company) nothing() {
+	c.t.Helper()
+	before := c.hs.Requests()
+	if r := c.run(); r.Operations != 0 || c.hs.Requests() != before {
+		c.t.Errorf("a second run made %d operations and %d requests: %v", r.Operations, c.hs.Requests()-before, r.ByKind)
+	}
+}
+
+func (c *company) room(key string) string {
+	c.t.Helper()
+	r, ok := c.rec.Room(key)
+	if !ok {
+		c.t.Fatalf("there is no room %s", key)
+	}
+	return string(r)
+}
+
+func user(n string) string { return "@" + n + ":" + astest.ServerName }
+
+// members asserts who is in a room, beside the bot.
+func (c *company) members(key string, people ...string) {
+	c.t.Helper()
+	want := []string{astest.Bot}
+	for _, p := range people {
+		want = append(want, user(p))
+	}
+	slices.Sort(want)
+	if got := c.hs.Joined(c.room(key)); !slices.Equal(got, want) {
+		c.t.Errorf("in %s are %v, want %v", key, got, want)
+	}
+}
+
+func state[T any](c *company, room, typ, key string) T {
+	c.t.Helper()
+	var v T
+	if raw := c.hs.State(room, typ, key); raw != nil {
+		if err := json.Unmarshal(raw, &v); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	return v
+}
+
+type powers struct {
+	Users         map[string]int `json:"users"`
+	EventsDefault int            `json:"events_default"`
+	Notifications map[string]int `json:"notifications"`
+}
+
+func TestCompanyFromNothing(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+
+	everybody := []string{"001", "002", "003", "004", "005", "006"}
+	c.members("company", everybody...)
+	c.members("all-staff", everybody...)
+	c.members("site:北京", "001", "002", "003", "004")
+	c.members("site:成都", "005", "006")
+	c.members("space:tech", "002", "003")
+	c.members("unit:root", "001")
+	c.members("unit:tech", "002", "003", "004")
+	c.members("unit:g1", "004", "002") // vacant: the manager above owns it
+	c.members("unit:branch", "005", "006")
+
+	for key, parent := range map[string]string{
+		"site:北京": "company", "space:tech": "site:北京", "space:g1": "space:tech", "space:branch": "site:成都",
+		"unit:root": "company", "unit:tech": "space:tech", "all-staff": "company",
+	} {
+		if state[struct{ Via []string }](c, c.room(parent), "m.space.child", c.room(key)).Via == nil {
+			t.Errorf("%s is not in %s", key, parent)
+		}
+		if state[struct{ Via []string }](c, c.room(key), "m.space.parent", c.room(parent)).Via == nil {
+			t.Errorf("%s does not name %s as its parent", key, parent)
+		}
+	}
+	if got := state[map[string]string](c, c.room("unit:tech"), "m.room.canonical_alias", "")["alias"]; got != "#carillon_tech:example.com" {
+		t.Errorf("alias %q", got)
+	}
+	if name, _, _, _ := c.hs.User(user("002")); name != "李工" {
+		t.Errorf("display name %q", name)
+	}
+	all := state[powers](c, c.room("all-staff"), "m.room.power_levels", "")
+	if all.EventsDefault != 50 || all.Notifications["room"] != 50 || all.Users[user("002")] != 50 || all.Users[user("003")] != 0 {
+		t.Errorf("all-staff powers %+v", all)
+	}
+	tech := state[powers](c, c.room("unit:tech"), "m.room.power_levels", "")
+	if tech.EventsDefault != 0 || tech.Users[user("002")] != 60 || tech.Users[user("003")] != 50 || len(tech.Users) != 2 {
+		t.Errorf("department powers %+v", tech)
+	}
+	if g1 := state[powers](c, c.room("unit:g1"), "m.room.power_levels", ""); g1.Users[user("002")] != 60 {
+		t.Errorf("the vacant group has the powers %+v", g1)
+	}
+	for _, p := range everybody {
+		if n := c.hs.MemberEvents(c.room("all-staff"), user(p), "invite") + c.hs.MemberEvents(c.room("all-staff"), user(p), "join"); n != 1 {
+			t.Errorf("%s has %d membership events, want one", p, n)
+		}
+	}
+	c.nothing()
+	c.restart()
+	c.nothing()
+}
+
+func TestFirstPasswords(t *testing.T) {
+	c := found(t)
+	c.hs.Register(user("006"))
+	c.becomes(staff())
+	report := c.run()
+	info, err := os.Stat(report.PasswordFile)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("password file: %v %v", info, err)
+	}
+	b, err := os.ReadFile(report.PasswordFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(string(b)), "\r\n")
+	if len(lines) != 8 || !strings.HasPrefix(lines[1], "001,王总,001,") || !strings.Contains(lines[7], "006,周六,006,,") {
+		t.Errorf("password file:\n%s", b)
+	}
+	password := strings.Split(lines[1], ",")[3]
+	if len(password) != 19 {
+		t.Errorf("password of %d characters", len(password))
+	}
+	_, kept, _, _ := c.hs.User(user("001"))
+	if !strings.HasPrefix(kept, "$carillon-sha256$") || strings.Contains(kept, password) {
+		t.Errorf("registered with %q", kept)
+	}
+	if report := c.run(); report.PasswordFile != "" {
+		t.Error("a second run wrote passwords")
+	}
+}
+
+func TestPlainPasswords(t *testing.T) {
+	c := found(t, func(o *derive.Options, _ *astest.Server) { o.PlainPasswords = true })
+	c.becomes(staff())
+	c.run()
+	if _, password, _, _ := c.hs.User(user("001")); len(password) != 19 {
+		t.Errorf("registered with a password of %d characters", len(password))
+	}
+}
+
+func TestTransfer(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	imp := staff()
+	imp.People[2].Posts = []org.Post{{Unit: "branch", Title: "职员", Main: true}} // 003: tech -> branch
+	c.becomes(imp)
+	r := c.run()
+	c.members("unit:tech", "002", "004")
+	c.members("space:tech", "002")
+	c.members("unit:branch", "003", "005", "006")
+	c.members("site:成都", "003", "005", "006")
+	c.members("site:北京", "001", "002", "004")
+	// 3 joins, 3 leaves, and the deputy's power in tech
+	if r.Operations != 7 || r.ByKind["join"] != 3 || r.ByKind["leave"] != 3 {
+		t.Errorf("operations %v", r.ByKind)
+	}
+	c.nothing()
+	c.becomes(staff()) // and back again
+	c.run()
+	c.members("unit:tech", "002", "003", "004")
+	c.nothing()
+}
+
+func TestLeaverAndReturn(t *testing.T) {
+	for _, mayNotAct := range []bool{false, true} {
+		c := found(t, func(_ *derive.Options, hs *astest.Server) { hs.LockedMayNotAct = mayNotAct })
+		c.becomes(staff())
+		c.run()
+		private := c.hs.MakeRoom(user("003"), user("004"))
+		ding, err := c.rec.DingRoom(t.Context(), "003")
+		if err != nil {
+			t.Fatal(err)
+		}
+		gone := staff()
+		gone.People[2].Status, gone.People[2].Left = org.StatusLeft, time.Now().AddDate(0, 0, -1).Format("2006-01-02")
+		c.becomes(gone)
+		c.run()
+		if _, _, locked, _ := c.hs.User(user("003")); !locked {
+			t.Error("the leaver is not locked")
+		}
+		if rooms := c.hs.RoomsOf(user("003")); len(rooms) != 0 {
+			t.Errorf("the leaver is still in %v (private %s)", rooms, private)
+		}
+		if _, err := c.rec.DingRoom(t.Context(), "003"); !errors.Is(err, derive.ErrNoAccount) {
+			t.Errorf("a leaver's DING room: %v", err)
+		}
+		c.nothing()
+
+		c.becomes(staff())
+		c.run()
+		if _, _, locked, _ := c.hs.User(user("003")); locked {
+			t.Error("who came back is still locked")
+		}
+		c.members("unit:tech", "002", "003", "004")
+		c.members("all-staff", "001", "002", "003", "004", "005", "006")
+		if again, err := c.rec.DingRoom(t.Context(), "003"); err != nil || again != ding || c.hs.Membership(string(ding), user("003")) != "join" {
+			t.Errorf("DING room after the return: %s %v", again, err)
+		}
+		c.nothing()
+	}
+}
+
+func TestRenameAndMove(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	imp := staff()
+	imp.Units[1].Name = "研发部"
+	imp.Units[2].ParentID = "branch" // 一组 goes under the branch
+	imp.Units[2].Site = "成都"
+	imp.People[0].Name = "王董"
+	c.becomes(imp)
+	c.run()
+	if got := state[map[string]string](c, c.room("unit:tech"), "m.room.name", "")["name"]; got != "研发部" {
+		t.Errorf("room name %q", got)
+	}
+	if got := state[map[string]string](c, c.room("space:tech"), "m.room.name", "")["name"]; got != "研发部" {
+		t.Errorf("space name %q", got)
+	}
+	if c.hs.RoomByAlias("#carillon_tech:example.com") != c.room("unit:tech") {
+		t.Error("the alias did not stay")
+	}
+	if name, _, _, _ := c.hs.User(user("001")); name != "王董" {
+		t.Errorf("display name %q", name)
+	}
+	type link struct{ Via []string }
+	if state[link](c, c.room("space:tech"), "m.space.child", c.room("space:g1")).Via != nil ||
+		state[link](c, c.room("space:branch"), "m.space.child", c.room("space:g1")).Via == nil ||
+		state[link](c, c.room("space:g1"), "m.space.parent", c.room("space:branch")).Via == nil ||
+		state[link](c, c.room("space:g1"), "m.space.parent", c.room("space:tech")).Via != nil {
+		t.Error("the moved unit hangs in the wrong place")
+	}
+	c.members("unit:tech", "002", "003")
+	c.members("unit:g1", "004", "005")
+	c.members("site:成都", "004", "005", "006")
+	c.nothing()
+}
+
+func TestRemovedUnitAndBack(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	room, space, site := c.room("unit:g1"), c.room("space:g1"), c.room("space:tech")
+	imp := staff()
+	imp.Units = slices.Delete(imp.Units, 2, 3)
+	imp.People[3].Posts[0].Unit = "tech"
+	c.becomes(imp)
+	c.run()
+	if _, ok := c.rec.Room("unit:g1"); ok {
+		t.Error("the room of a removed unit is still in use")
+	}
+	if p := state[powers](c, room, "m.room.power_levels", ""); p.EventsDefault != 100 || len(p.Users) != 0 {
+		t.Errorf("the closed room has the powers %+v", p)
+	}
+	if state[struct{ Via []string }](c, site, "m.space.child", space).Via != nil {
+		t.Error("the closed space is still in its parent")
+	}
+	if c.hs.Membership(room, user("004")) != "join" || c.hs.Membership(space, user("004")) != "leave" {
+		t.Error("people should keep the closed room and leave the closed space")
+	}
+	c.nothing()
+	c.becomes(staff())
+	c.run()
+	if c.room("unit:g1") != room {
+		t.Error("the unit that came back got another room")
+	}
+	c.members("unit:g1", "002", "004")
+	if p := state[powers](c, room, "m.room.power_levels", ""); p.EventsDefault != 0 || p.Users[user("002")] != 60 {
+		t.Errorf("the opened room has the powers %+v", p)
+	}
+	if state[struct{ Via []string }](c, space, "m.space.child", room).Via == nil {
+		t.Error("the opened room is not in its space")
+	}
+	c.nothing()
+}
+
+func TestOwnLeaveIsHealedByVerifyAlone(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	room := c.room("unit:tech")
+	feed := func() {
+		t.Helper()
+		for _, ev := range c.hs.Events(room) {
+			if err := c.rec.OnMember(t.Context(), ev); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.hs.Act(t, room, user("004"), "leave", "")
+	c.hs.Act(t, room, user("002"), "kick", user("003"))
+	feed()
+	feed() // again: deliveries repeat
+	c.nothing()
+	c.members("unit:tech", "002")
+	c.verify()
+	c.members("unit:tech", "002", "004") // the removed one stays away
+	c.nothing()
+	c.restart()
+	c.verify()
+	c.members("unit:tech", "002", "004")
+
+	// the organisation moves him away and back: then he is in again, whatever was
+	c.hs.Act(t, room, user("004"), "leave", "")
+	feed()
+	imp := staff()
+	imp.People[3].Posts[0].Unit = "branch"
+	imp.People[2].Posts[0].Unit = "branch"
+	c.becomes(imp)
+	c.run()
+	c.becomes(staff())
+	c.run()
+	c.members("unit:tech", "002", "003", "004")
+}
+
+func TestVerifyHeals(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	if r := c.verify(); r.Operations != 0 || r.Strangers != 0 {
+		t.Errorf("verifying a good state made %v, strangers %d", r.ByKind, r.Strangers)
+	}
+	room := c.room("unit:tech")
+	c.hs.Act(t, room, user("003"), "leave", "") // unnoticed: no event came
+	c.hs.Act(t, room, user("006"), "join", "")  // a guest of the manager
+	bot := c.hs.Client(t)
+	if _, err := bot.SetState(t.Context(), id.RoomID(room), "", "m.room.name", "", map[string]string{"name": "x"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bot.SetState(t.Context(), id.RoomID(c.room("space:tech")), "", "m.space.child", room, struct{}{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := bot.SetDisplayName(t.Context(), id.UserID(user("001")), "joker"); err != nil {
+		t.Fatal(err)
+	}
+	c.nothing()
+	r := c.verify()
+	c.members("unit:tech", "002", "003", "004", "006")
+	if r.Strangers != 1 {
+		t.Errorf("%d strangers", r.Strangers)
+	}
+	if got := state[map[string]string](c, room, "m.room.name", "")["name"]; got != "技术部" {
+		t.Errorf("room name %q", got)
+	}
+	if state[struct{ Via []string }](c, c.room("space:tech"), "m.space.child", room).Via == nil {
+		t.Error("the room did not come back into its space")
+	}
+	if name, _, _, _ := c.hs.User(user("001")); name != "王总" {
+		t.Errorf("display name %q", name)
+	}
+	if r := c.verify(); r.Operations != 0 {
+		t.Errorf("a second verify made %v", r.ByKind)
+	}
+}
+
+func TestBannedPeopleStayBanned(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	imp := staff()
+	imp.People[2].Posts[0].Unit = "branch"
+	c.becomes(imp)
+	c.run()
+	c.hs.Act(t, c.room("unit:tech"), user("002"), "ban", user("003"))
+	c.becomes(staff())
+	c.run()
+	if m := c.hs.Membership(c.room("unit:tech"), user("003")); m != "ban" {
+		t.Errorf("membership %q", m)
+	}
+	c.nothing()
+}
+
+// TestCutOff ends runs in the middle, in every phase, and checks that the runs that follow come to the same company
+// without a membership, an account or a room too much.
+func TestCutOff(t *testing.T) {
+	for _, after := range []astest.Fault{astest.FaultBefore, astest.FaultAfter} {
+		c := found(t, func(o *derive.Options, _ *astest.Server) { o.Concurrency = 3 })
+		c.becomes(staff())
+		done := false
+		runs := 0
+		for limit := 3; !done; limit += 7 {
+			runs++
+			c.restart()
+			ctx, cancel := context.WithCancel(t.Context())
+			n := 0
+			c.hs.SetFault(func(*http.Request) astest.Fault {
+				if n++; n <= limit {
+					return astest.FaultNone
+				}
+				cancel() // the process dies while this request is on its way
+				return after
+			})
+			_, err := c.rec.Reconcile(ctx, c.store.Tree(), nil)
+			cancel()
+			done = err == nil
+			if runs > 200 {
+				t.Fatal(err)
+			}
+		}
+		c.hs.SetFault(nil)
+		if runs < 5 {
+			t.Errorf("only %d runs were cut off", runs)
+		}
+		c.members("unit:tech", "002", "003", "004")
+		c.members("all-staff", "001", "002", "003", "004", "005", "006")
+		if n := len(c.hs.Rooms()); n != 11 {
+			t.Errorf("%d rooms were made, want 11", n)
+		}
+		for _, room := range c.hs.Rooms() {
+			for _, u := range c.hs.Joined(room) {
+				if n := c.hs.MemberEvents(room, u, "join"); n != 1 {
+					t.Errorf("%s joined %s %d times", u, room, n)
+				}
+			}
+		}
+		// a person has one first password, whatever happened
+		passwords := map[string]map[string]bool{}
+		files, _ := filepath.Glob(filepath.Join(c.opts.PasswordsDir, "*.csv"))
+		for _, f := range files {
+			b, _ := os.ReadFile(f)
+			for _, line := range strings.Split(string(b), "\r\n")[1:] {
+				if rec := strings.Split(line, ","); len(rec) > 3 && rec[3] != "" {
+					if passwords[rec[0]] == nil {
+						passwords[rec[0]] = map[string]bool{}
+					}
+					passwords[rec[0]][rec[3]] = true
+				}
+			}
+		}
+		if len(passwords) != 6 {
+			t.Errorf("passwords of %d people", len(passwords))
+		}
+		for p, list := range passwords {
+			if len(list) != 1 {
+				t.Errorf("%s has %d passwords", p, len(list))
+			}
+		}
+		c.nothing()
+	}
+}
+
+func TestHomeserverAwayEndsTheRun(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.hs.SetFault(func(*http.Request) astest.Fault { return astest.FaultBefore })
+	if _, err := c.rec.Reconcile(t.Context(), c.store.Tree(), nil); err == nil {
+		t.Fatal("no error while the homeserver is away")
+	}
+	if pending, err := c.rec.Pending(t.Context(), c.store.Tree()); err != nil || !pending {
+		t.Errorf("pending %v %v", pending, err)
+	}
+	c.hs.SetFault(nil)
+	c.run()
+	if pending, err := c.rec.Pending(t.Context(), c.store.Tree()); err != nil || pending {
+		t.Errorf("pending %v %v", pending, err)
+	}
+	c.members("all-staff", "001", "002", "003", "004", "005", "006")
+}
+
+func TestOneRefusalDoesNotStopTheRest(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.hs.SetFault(func(r *http.Request) astest.Fault {
+		if strings.Contains(r.URL.Path, "/profile/@003:") {
+			return astest.FaultBefore
+		}
+		return astest.FaultNone
+	})
+	report, err := c.rec.Reconcile(t.Context(), c.store.Tree(), nil)
+	if !errors.Is(err, derive.ErrIncomplete) || report.Failed != 1 || report.Failures[0].Who != "003" {
+		t.Fatalf("%v %+v", err, report)
+	}
+	c.members("unit:branch", "005", "006")
+	c.hs.SetFault(nil)
+	c.run()
+	if name, _, _, _ := c.hs.User(user("003")); name != "赵四" {
+		t.Errorf("display name %q", name)
+	}
+	c.nothing()
+}
+
+func TestBesideAnotherHomeserver(t *testing.T) {
+	c := found(t, func(_ *derive.Options, hs *astest.Server) { hs.NoServiceJoins = true })
+	c.becomes(staff())
+	c.run()
+	c.members("unit:tech", "002", "003", "004")
+	c.members("all-staff", "001", "002", "003", "004", "005", "006")
+	// gated rooms cost an invitation, the others let in whoever is in the company's space
+	if n := c.hs.MemberEvents(c.room("all-staff"), user("003"), "invite"); n != 0 {
+		t.Errorf("%d invitations to the all-staff room", n)
+	}
+	if n := c.hs.MemberEvents(c.room("unit:tech"), user("003"), "invite"); n != 1 {
+		t.Errorf("%d invitations to the department", n)
+	}
+	room, err := c.rec.DingRoom(t.Context(), "003")
+	if err != nil || c.hs.Membership(string(room), user("003")) != "join" {
+		t.Errorf("DING room %s: %v", room, err)
+	}
+	c.nothing()
+}
+
+func TestSuspension(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	imp := staff()
+	imp.People[5].Status = org.StatusSuspended
+	c.becomes(imp)
+	c.run()
+	if _, _, _, suspended := c.hs.User(user("006")); !suspended {
+		t.Error("not suspended")
+	}
+	c.members("unit:branch", "005", "006")
+	c.nothing()
+	c.becomes(staff())
+	c.run()
+	if _, _, _, suspended := c.hs.User(user("006")); suspended {
+		t.Error("still suspended")
+	}
+}
+
+func TestForeignAliasIsLeftAlone(t *testing.T) {
+	c := found(t)
+	bot := c.hs.Client(t)
+	other, err := bot.CreateRoom(t.Context(), "", map[string]any{"room_version": "12", "room_alias_name": "carillon_tech"}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.becomes(staff())
+	c.run()
+	if c.room("unit:tech") == string(other) || !c.rec.HasAlias(state[map[string]string](c, c.room("unit:tech"), "m.room.canonical_alias", "")["alias"]) {
+		t.Error("a room that is not ours was taken")
+	}
+	c.nothing()
+}
+
+func TestProgress(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	last := map[string]derive.Progress{}
+	if _, err := c.rec.Reconcile(t.Context(), c.store.Tree(), func(p derive.Progress) {
+		if p.Done < last[p.Phase].Done || p.Done > p.Total {
+			t.Errorf("progress %+v after %+v", p, last[p.Phase])
+		}
+		last[p.Phase] = p
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, phase := range []string{"users", "rooms", "members"} {
+		if p := last[phase]; p.Total == 0 || p.Done != p.Total {
+			t.Errorf("%s ended at %+v", phase, p)
+		}
+	}
+	if len(last) != 3 {
+		t.Errorf("phases %v", slices.Collect(maps.Keys(last)))
+	}
+}
+
+func TestDeepTreesStayWithinTheDepth(t *testing.T) {
+	c := found(t, func(o *derive.Options, _ *astest.Server) { o.MaxSpaceDepth = 3 })
+	imp := staff()
+	parent := "g1"
+	for _, n := range []string{"d1", "d2", "d3"} {
+		imp.Units = append(imp.Units, &org.Unit{ID: n, ParentID: parent, Name: "层" + n, Site: "北京"})
+		parent = n
+	}
+	c.becomes(imp)
+	c.run()
+	if _, ok := c.rec.Room("space:g1"); ok {
+		t.Error("a space too deep was made")
+	}
+	if state[struct{ Via []string }](c, c.room("space:tech"), "m.space.child", c.room("unit:d3")).Via == nil {
+		t.Error("the deep unit's room is not in the nearest space")
+	}
+	c.nothing()
+}
