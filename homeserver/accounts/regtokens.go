@@ -41,6 +41,9 @@ func scanRegToken(scan func(...any) error) (*RegistrationToken, error) {
 
 // registrationToken reads a token, not counting the pending use by one session; nil if there is none.
 func (a *Accounts) registrationToken(ctx context.Context, token, session string) (*RegistrationToken, error) {
+	if !validRegToken(token) {
+		return nil, nil
+	}
 	var t *RegistrationToken
 	err := a.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		t, err = scanRegToken(tx.QueryRow(qRegToken, token, session).Scan)

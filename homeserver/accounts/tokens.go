@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -46,6 +47,9 @@ func (a *Accounts) newLogin(user matrix.UserID, device matrix.DeviceID, displayN
 	if len(device) > 255 || len(displayName) > 1024 {
 		return nil, matrix.InvalidParam("a device ID may have 255 bytes, its display name 1,024")
 	}
+	if !isText(string(device)) || !isText(displayName) {
+		return nil, matrix.InvalidParam("a device ID and its display name are text without NUL")
+	}
 	if device == "" {
 		device = newDeviceID()
 	}
@@ -59,6 +63,9 @@ func (a *Accounts) newLogin(user matrix.UserID, device matrix.DeviceID, displayN
 	}
 	return l, nil
 }
+
+// isText says whether every database can hold s as text. What comes from JSON is valid UTF-8 already.
+func isText(s string) bool { return strings.IndexByte(s, 0) < 0 }
 
 // newDeviceID is ten capital letters, which people can compare.
 func newDeviceID() matrix.DeviceID {

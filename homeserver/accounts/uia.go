@@ -210,11 +210,15 @@ func (u *UIA) load(ctx context.Context, s *uiaSession) error {
 		operation string
 		completed string
 	)
+	unknown := matrix.Unknown("there is no such authentication session, begin anew")
+	if !isText(s.id) {
+		return unknown
+	}
 	err := u.a.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.QueryRow(qUIA, s.id).Scan(&user, &operation, &completed, &s.regToken)
 	})
 	if errors.Is(err, sqldb.ErrNoRows) {
-		return matrix.NewError(400, "M_UNKNOWN", "there is no such authentication session, begin anew")
+		return unknown
 	}
 	if err != nil {
 		return fmt.Errorf("reading authentication session: %w", err)

@@ -3,6 +3,7 @@ package devices
 import (
 	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
@@ -81,8 +82,8 @@ func (s *server) update(c *httpapi.Call) (any, error) {
 	if err := c.Body(&req); err != nil {
 		return nil, err
 	}
-	if req.DisplayName != nil && len(*req.DisplayName) > maxName {
-		return nil, matrix.InvalidParam("a display name may have %d bytes at most", maxName)
+	if req.DisplayName != nil && (len(*req.DisplayName) > maxName || strings.IndexByte(*req.DisplayName, 0) >= 0) {
+		return nil, matrix.InvalidParam("a display name may have %d bytes at most and no NUL", maxName)
 	}
 	id := matrix.DeviceID(c.Var("deviceId"))
 	has, err := s.Has(c.Ctx(), c.Caller.User, id)
@@ -139,6 +140,8 @@ func (s *server) removeMany(c *httpapi.Call) (any, error) {
 	if err := s.acc.UIA().Require(c); err != nil {
 		return nil, err
 	}
+	// An ID with NUL is nobody's: no database can hold it.
+	req.Devices = slices.DeleteFunc(req.Devices, func(id matrix.DeviceID) bool { return strings.IndexByte(string(id), 0) >= 0 })
 	slices.Sort(req.Devices)
 	return nil, s.Delete(c.Ctx(), c.Caller.User, slices.Compact(req.Devices))
 }

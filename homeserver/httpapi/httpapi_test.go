@@ -152,6 +152,8 @@ func TestRouting(t *testing.T) {
 	}
 	do(t, a, "GET", "/_matrix/client/v3/nothing", "", "").want(t, 404, "M_UNRECOGNIZED")
 	do(t, a, "GET", "/", "", "").want(t, 404, "M_UNRECOGNIZED")
+	do(t, a, "GET", "/_matrix/client/v3/profile/@a%00:b", "", "").want(t, 400, "M_INVALID_PARAM")
+	do(t, a, "GET", "/_matrix/client/v3/profile/@a:b?x=%ff", "", "").want(t, 400, "M_INVALID_PARAM")
 	do(t, a, "GET", "/_matrix/client/v3/rooms/!a/state/"+strings.Repeat("x/", 30), "", "").want(t, 404, "M_UNRECOGNIZED")
 	r := do(t, a, "DELETE", "/_matrix/client/v3/rooms/!a/state/x/y", "", "")
 	r.want(t, 405, "M_UNRECOGNIZED")

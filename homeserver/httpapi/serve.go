@@ -3,10 +3,12 @@ package httpapi
 import (
 	"errors"
 	"net/http"
+	"net/url"
 	"runtime/debug"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	log "github.com/sirupsen/logrus"
 
@@ -41,6 +43,8 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, only []string) {
 		}
 	}
 	switch {
+	case !cleanURL(r, path):
+		writeError(&rec, matrix.InvalidParam("the address holds bytes that are no text"))
 	case c.route != nil:
 		a.run(c)
 	case allow != nil:
@@ -51,6 +55,20 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, only []string) {
 	}
 	a.finish(c, &rec)
 }
+
+// cleanURL says whether path and query are text once unescaped: UTF-8 without NUL, which every database can hold.
+func cleanURL(r *http.Request, escaped string) bool {
+	if strings.IndexByte(escaped, '%') >= 0 && !isText(r.URL.Path) {
+		return false
+	}
+	if strings.IndexByte(r.URL.RawQuery, '%') < 0 {
+		return true
+	}
+	q, err := url.QueryUnescape(r.URL.RawQuery)
+	return err != nil || isText(q) // parameters that cannot be unescaped are dropped when they are read
+}
+
+func isText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
 // run authenticates, limits and calls the handler, and writes what it returns.
 func (a *API) run(c *Call) {
