@@ -39,7 +39,6 @@ type Hub struct {
 	next  int
 
 	eph     atomic.Int64 // sequence of what lives in memory only
-	stop    chan struct{}
 	pending map[*Room]struct{} // rooms with gathered changes
 	timer   *time.Timer
 }
@@ -76,7 +75,7 @@ type User struct {
 func New(l *stream.Log, server matrix.ServerName) *Hub {
 	h := &Hub{
 		server: server, rooms: map[matrix.RoomID]*Room{}, users: map[matrix.UserID]*User{},
-		order: make([]*Room, recentTotal), pending: map[*Room]struct{}{}, stop: make(chan struct{}),
+		order: make([]*Room, recentTotal), pending: map[*Room]struct{}{},
 	}
 	h.eph.Store(time.Now().UnixMilli())
 	l.Subscribe(h.publish)
@@ -149,8 +148,14 @@ func (h *Hub) publish(changes []stream.Change) {
 		c := &changes[i]
 		switch c.Kind {
 		case stream.KindEvent:
-			if e, ok := c.Payload.(*events.Event); ok {
-				h.event(e)
+			switch p := c.Payload.(type) {
+			case *events.Event:
+				h.event(p, c.Pos)
+			case Seeded:
+				r := h.room(c.Room)
+				for _, u := range p.Members {
+					h.join(r, h.user(u), c.Pos)
+				}
 			}
 		case stream.KindReceipt:
 			r := h.room(c.Room)
@@ -189,11 +194,22 @@ func (h *Hub) deviceList(c *stream.Change) {
 	}
 }
 
-func (h *Hub) event(e *events.Event) {
-	r := h.room(e.Room)
+// Seeded is the payload of the change that brings in the state of a room joined
+// over federation: who was in it already.
+type Seeded struct{ Members []matrix.UserID }
+
+func (h *Hub) event(e *events.Event, pos stream.Pos) {
+	if e.Flags&events.FlagOutlier != 0 { // an invitation to a room that is elsewhere, or its end
+		if u := h.users[matrix.UserID(e.Key())]; u != nil {
+			u.member = pos
+			u.wake()
+		}
+		return
+	}
 	if e.Pos <= 0 { // history from before: nobody is told
 		return
 	}
+	r := h.room(e.Room)
 	r.LastEvent = e.Pos
 	if e.StateKey != nil {
 		r.LastState = e.Pos
@@ -345,4 +361,19 @@ func (h *Hub) WakePresence(user matrix.UserID, seq int64) {
 		}
 		h.wakeLater(r)
 	}
+}
+
+// Correct mends a membership that state resolution has changed without a new
+// event of its own.
+func (h *Hub) Correct(room matrix.RoomID, user matrix.UserID, joined bool, pos stream.Pos) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r, u := h.room(room), h.user(user)
+	if joined {
+		h.join(r, u, pos)
+	} else {
+		h.leave(r, u)
+	}
+	u.member = pos
+	u.wake()
 }

@@ -1,0 +1,137 @@
+package rooms
+
+import (
+	"context"
+	"errors"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/state"
+)
+
+// userIDForSender: in all stable room versions the sender is the user ID.
+func userIDForSender(_ spec.RoomID, sender spec.SenderID) (*spec.UserID, error) {
+	return spec.NewUserID(string(sender), true)
+}
+
+// provider gives the authorisation rules the room's state as it stands.
+type provider struct {
+	ctx context.Context
+	r   *Rooms
+	rm  *room
+}
+
+func (p provider) get(typ, key string) (gomatrixserverlib.PDU, error) {
+	e := p.rm.state[state.Key{Type: typ, StateKey: key}]
+	if e == nil {
+		return nil, nil
+	}
+	return p.r.pduOf(p.ctx, e)
+}
+
+func (r *Rooms) pduOf(ctx context.Context, e *entry) (gomatrixserverlib.PDU, error) {
+	if e.pdu != nil {
+		return e.pdu, nil
+	}
+	ev, err := r.event(ctx, e)
+	if err != nil {
+		return nil, err
+	}
+	pdu, err := ev.PDU()
+	if err != nil {
+		return nil, err
+	}
+	if e.ev != nil { // members are many: their PDUs are not kept
+		e.pdu = pdu
+	}
+	return pdu, nil
+}
+
+func (p provider) Create() (gomatrixserverlib.PDU, error)    { return p.get(spec.MRoomCreate, "") }
+func (p provider) JoinRules() (gomatrixserverlib.PDU, error) { return p.get(spec.MRoomJoinRules, "") }
+func (p provider) PowerLevels() (gomatrixserverlib.PDU, error) {
+	return p.get(spec.MRoomPowerLevels, "")
+}
+func (p provider) Member(u spec.SenderID) (gomatrixserverlib.PDU, error) {
+	return p.get(spec.MRoomMember, string(u))
+}
+
+func (p provider) ThirdPartyInvite(key string) (gomatrixserverlib.PDU, error) {
+	return p.get(spec.MRoomThirdPartyInvite, key)
+}
+func (p provider) Valid() bool { return true }
+
+// authEventIDs selects the events that authorise a new event.
+// Spec: server-server-api#auth-events-selection
+func (r *Rooms) authEventIDs(ctx context.Context, rm *room, p *events.Proto) ([]matrix.EventID, error) {
+	keys := []state.Key{{Type: spec.MRoomCreate}, {Type: spec.MRoomPowerLevels}, memberKey(p.Sender)}
+	if p.Type == spec.MRoomMember && p.StateKey != nil {
+		needed, err := gomatrixserverlib.StateNeededForProtoEvent(&gomatrixserverlib.ProtoEvent{
+			Type: p.Type, StateKey: p.StateKey, Content: spec.RawJSON(p.Content), SenderID: string(p.Sender), Version: rm.impl,
+		})
+		if err != nil {
+			return nil, matrix.BadJSON("malformed member event: %s", err)
+		}
+		keys = keys[:0]
+		for _, t := range needed.Tuples() {
+			keys = append(keys, state.Key{Type: t.EventType, StateKey: t.StateKey})
+		}
+	}
+	ids := make([]matrix.EventID, 0, len(keys))
+	for _, k := range keys {
+		e := rm.state[k]
+		if e == nil {
+			continue
+		}
+		if e.id == "" {
+			if _, err := r.event(ctx, e); err != nil {
+				return nil, err
+			}
+		}
+		ids = append(ids, e.id)
+	}
+	return ids, nil
+}
+
+// authorise checks a new event against the room's state.
+// Spec: rooms/v12#authorization-rules and those of the other versions
+func (r *Rooms) authorise(ctx context.Context, rm *room, ev *events.Event) error {
+	if ev.StateKey == nil && ev.Type != spec.MRoomRedaction {
+		return r.authoriseMessage(ctx, rm, ev)
+	}
+	pdu, err := ev.PDU()
+	if err != nil {
+		return err
+	}
+	if err := gomatrixserverlib.Allowed(pdu, provider{ctx, r, rm}, userIDForSender); err != nil {
+		return notAllowed(err)
+	}
+	return nil
+}
+
+// authoriseMessage is the same for message events, without parsing anything:
+// the sender is joined and his level suffices.
+func (r *Rooms) authoriseMessage(ctx context.Context, rm *room, ev *events.Event) error {
+	if rm.membership(ev.Sender) != spec.Join {
+		return matrix.Forbidden("%s is not joined to %s", ev.Sender, rm.id)
+	}
+	l, err := rm.powerLevels(func(e *entry) (*events.Event, error) { return r.event(ctx, e) })
+	if err != nil {
+		return err
+	}
+	if need, have := l.c.EventLevel(ev.Type, false), l.user(ev.Sender); have < need {
+		return matrix.Forbidden("sending %s in this room needs power level %d, yours is %d", ev.Type, need, have)
+	}
+	return nil
+}
+
+func notAllowed(err error) error {
+	var na *gomatrixserverlib.NotAllowed
+	if errors.As(err, &na) {
+		return matrix.Forbidden("%s", na.Message)
+	}
+	return err
+}

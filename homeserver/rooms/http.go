@@ -1,0 +1,453 @@
+package rooms
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/matrix-org/gomatrixserverlib/spec"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+)
+
+// Routes are the endpoints that change rooms.
+func (r *Rooms) Routes() []httpapi.Route {
+	const base = "/_matrix/client/v3"
+	route := func(method, path string, h httpapi.Handler) httpapi.Route {
+		return httpapi.Route{Method: method, Path: base + path, Auth: httpapi.AuthUser, RateLimit: true, Handler: h}
+	}
+	list := []httpapi.Route{
+		route("POST", "/createRoom", r.postCreate),
+		route("POST", "/join/{roomIdOrAlias}", r.postJoin),
+		route("POST", "/rooms/{roomId}/join", r.postJoin),
+		route("POST", "/knock/{roomIdOrAlias}", r.postKnock),
+		route("POST", "/rooms/{roomId}/invite", r.membership(r.Invite)),
+		route("POST", "/rooms/{roomId}/kick", r.membership(r.Kick)),
+		route("POST", "/rooms/{roomId}/ban", r.membership(r.Ban)),
+		route("POST", "/rooms/{roomId}/unban", r.membership(r.Unban)),
+		route("POST", "/rooms/{roomId}/leave", r.postLeave),
+		route("POST", "/rooms/{roomId}/forget", r.postForget),
+		route("PUT", "/rooms/{roomId}/send/{eventType}/{txnId}", r.putSend),
+		route("PUT", "/rooms/{roomId}/redact/{eventId}/{txnId}", r.putRedact),
+		route("PUT", "/rooms/{roomId}/state/{eventType}/{stateKey}", r.putState),
+		route("PUT", "/rooms/{roomId}/state/{eventType}", r.putState),
+		route("GET", "/joined_rooms", r.getJoined),
+	}
+	for i := range list {
+		switch list[i].Path {
+		case base + "/rooms/{roomId}/leave", base + "/rooms/{roomId}/forget", base + "/joined_rooms":
+			list[i].AllowSuspended = true
+		case base + "/rooms/{roomId}/redact/{eventId}/{txnId}":
+			list[i].AllowSuspended = true // his own events; see putRedact
+		}
+		list[i].AllowGuest = list[i].Path != base+"/createRoom"
+	}
+	return list
+}
+
+// ts is the time that an application service may give to its events.
+// Spec: application-service-api#timestamp-massaging
+func ts(c *httpapi.Call) (int64, error) {
+	v := c.Query("ts")
+	if v == "" || c.Caller.AppService == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < 0 {
+		return 0, matrix.InvalidParam("ts must be a time in milliseconds")
+	}
+	return n, nil
+}
+
+func (r *Rooms) postCreate(c *httpapi.Call) (any, error) {
+	var q CreateRequest
+	if err := c.Body(&q); err != nil {
+		return nil, err
+	}
+	at, err := ts(c)
+	if err != nil {
+		return nil, err
+	}
+	id, err := r.Create(c.Ctx(), c.Caller.User, q, at)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"room_id": id}, nil
+}
+
+// target reads the room of a join or knock, resolving an alias.
+func (r *Rooms) target(c *httpapi.Call) (matrix.RoomID, []matrix.ServerName, error) {
+	raw := c.Var("roomIdOrAlias")
+	if raw == "" {
+		raw = c.Var("roomId")
+	}
+	var via []matrix.ServerName
+	q := c.R.URL.Query()
+	for _, s := range append(slices.Clone(q["via"]), q["server_name"]...) {
+		if matrix.ValidServerName(s) && !slices.Contains(via, matrix.ServerName(s)) {
+			via = append(via, matrix.ServerName(s))
+		}
+	}
+	if len(raw) > 0 && raw[0] == '#' {
+		alias, err := matrix.ParseRoomAlias(raw)
+		if err != nil {
+			return "", nil, err
+		}
+		id, servers, err := r.o.ResolveAlias(c.Ctx(), alias)
+		return id, append(via, servers...), err
+	}
+	id, err := matrix.ParseRoomID(raw)
+	return id, via, err
+}
+
+func (r *Rooms) postJoin(c *httpapi.Call) (any, error) {
+	raw, err := optionalBody(c)
+	if err != nil {
+		return nil, err
+	}
+	var q struct {
+		Reason string `json:"reason"`
+	}
+	if err := json.Unmarshal(raw, &q); err != nil {
+		return nil, matrix.BadJSON("reason must be a string")
+	}
+	id, via, err := r.target(c)
+	if err != nil {
+		return nil, err
+	}
+	at, err := ts(c)
+	if err != nil {
+		return nil, err
+	}
+	err = r.Join(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via, TS: at})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"room_id": id}, nil
+}
+
+func (r *Rooms) postKnock(c *httpapi.Call) (any, error) {
+	var q struct {
+		Reason string `json:"reason"`
+	}
+	raw, err := optionalBody(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(raw, &q); err != nil {
+		return nil, matrix.BadJSON("reason must be a string")
+	}
+	id, via, err := r.target(c)
+	if err != nil {
+		return nil, err
+	}
+	err = r.Knock(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"room_id": id}, nil
+}
+
+// optionalBody reads a body that clients may leave out.
+func optionalBody(c *httpapi.Call) (json.RawMessage, error) {
+	if c.R.ContentLength == 0 {
+		return json.RawMessage("{}"), nil
+	}
+	b, err := c.RawBody()
+	if len(b) == 0 && err == nil {
+		b = []byte("{}")
+	}
+	return b, err
+}
+
+// membership makes the handler of an endpoint that changes another user's
+// membership.
+func (r *Rooms) membership(do func(ctx context.Context, m MemberChange) error) httpapi.Handler {
+	return func(c *httpapi.Call) (any, error) {
+		var q struct {
+			UserID   string `json:"user_id"`
+			Reason   string `json:"reason"`
+			IDServer string `json:"id_server"`
+			Medium   string `json:"medium"`
+		}
+		if err := c.Body(&q); err != nil {
+			return nil, err
+		}
+		if q.UserID == "" {
+			if q.IDServer != "" || q.Medium != "" {
+				return nil, matrix.NewError(403, "M_THREEPID_DENIED", "invitations by e-mail or telephone need an identity server; this server uses none")
+			}
+			return nil, matrix.MissingParam("user_id is missing")
+		}
+		user, err := matrix.ParseUserID(q.UserID)
+		if err != nil {
+			return nil, err
+		}
+		id, err := matrix.ParseRoomID(c.Var("roomId"))
+		if err != nil {
+			return nil, err
+		}
+		at, err := ts(c)
+		if err != nil {
+			return nil, err
+		}
+		return nil, do(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: user, Reason: q.Reason, TS: at})
+	}
+}
+
+func (r *Rooms) postLeave(c *httpapi.Call) (any, error) {
+	raw, err := optionalBody(c)
+	if err != nil {
+		return nil, err
+	}
+	var q struct {
+		Reason string `json:"reason"`
+	}
+	if err := json.Unmarshal(raw, &q); err != nil {
+		return nil, matrix.BadJSON("reason must be a string")
+	}
+	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	if err != nil {
+		return nil, err
+	}
+	at, err := ts(c)
+	if err != nil {
+		return nil, err
+	}
+	return nil, r.Leave(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, TS: at})
+}
+
+func (r *Rooms) postForget(c *httpapi.Call) (any, error) {
+	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	if err != nil {
+		return nil, err
+	}
+	return nil, r.Forget(c.Ctx(), c.Caller.User, id)
+}
+
+func (r *Rooms) putSend(c *httpapi.Call) (any, error) {
+	content, err := c.RawBody()
+	if err != nil {
+		return nil, err
+	}
+	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	if err != nil {
+		return nil, err
+	}
+	at, err := ts(c)
+	if err != nil {
+		return nil, err
+	}
+	typ := c.Var("eventType")
+	d := Draft{
+		Room: id, Sender: c.Caller.User, Type: typ, Content: content, TS: at,
+		Txn: events.TxnKey(c.Caller.Device, "send\x1f"+typ, c.Var("txnId")),
+	}
+	if typ == spec.MRoomRedaction { // since v1.18 a redaction may come by /send
+		var q struct {
+			Redacts matrix.EventID `json:"redacts"`
+		}
+		if err := json.Unmarshal(content, &q); err != nil || q.Redacts == "" {
+			return nil, matrix.BadJSON("a redaction's content needs redacts, the ID of an event")
+		}
+		return r.redactEvent(c, d, q.Redacts)
+	}
+	return r.sendDraft(c, d)
+}
+
+func (r *Rooms) sendDraft(c *httpapi.Call, d Draft) (any, error) {
+	event, err := r.Send(c.Ctx(), d)
+	if err != nil {
+		return nil, err
+	}
+	return httpapi.Raw(append(events.AppendString([]byte(`{"event_id":`), string(event)), '}')), nil
+}
+
+func (r *Rooms) putRedact(c *httpapi.Call) (any, error) {
+	raw, err := optionalBody(c)
+	if err != nil {
+		return nil, err
+	}
+	content := map[string]any{}
+	var q struct {
+		Reason string `json:"reason"`
+	}
+	if err := json.Unmarshal(raw, &q); err != nil {
+		return nil, matrix.BadJSON("reason must be a string")
+	}
+	if q.Reason != "" {
+		content["reason"] = q.Reason
+	}
+	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	if err != nil {
+		return nil, err
+	}
+	event, err := matrix.ParseEventID(c.Var("eventId"))
+	if err != nil {
+		return nil, err
+	}
+	at, err := ts(c)
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(content)
+	if err != nil {
+		return nil, err
+	}
+	return r.redactEvent(c, Draft{
+		Room: id, Sender: c.Caller.User, Type: spec.MRoomRedaction, Content: body, TS: at,
+		Txn: events.TxnKey(c.Caller.Device, "redact\x1f"+string(event), c.Var("txnId")),
+	}, event)
+}
+
+// redactEvent sends a redaction in the form of the room's version.
+func (r *Rooms) redactEvent(c *httpapi.Call, d Draft, target matrix.EventID) (any, error) {
+	known, err := r.events.ByID(c.Ctx(), target)
+	if err != nil {
+		return nil, err
+	}
+	if known == nil || known.Room != d.Room {
+		return nil, matrix.NotFound("the event %s is not known in this room", target)
+	}
+	if c.Caller.Suspended && known.Sender != d.Sender {
+		return nil, matrix.NewError(http.StatusForbidden, "M_USER_SUSPENDED", "your account is suspended")
+	}
+	var content map[string]any
+	if err := json.Unmarshal(d.Content, &content); err != nil {
+		return nil, matrix.BadJSON("the content must be an object")
+	}
+	content["redacts"] = string(target)
+	if d.Content, err = json.Marshal(content); err != nil {
+		return nil, err
+	}
+	d.Redacts = target
+	return r.sendDraft(c, d)
+}
+
+func (r *Rooms) putState(c *httpapi.Call) (any, error) {
+	content, err := c.RawBody()
+	if err != nil {
+		return nil, err
+	}
+	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	if err != nil {
+		return nil, err
+	}
+	at, err := ts(c)
+	if err != nil {
+		return nil, err
+	}
+	typ, key := c.Var("eventType"), c.Var("stateKey")
+	if typ == spec.MRoomMember {
+		return r.putMember(c, id, key, content, at)
+	}
+	if err := r.checkState(c, id, typ, content); err != nil {
+		return nil, err
+	}
+	event, err := r.Send(c.Ctx(), Draft{Room: id, Sender: c.Caller.User, Type: typ, StateKey: &key, Content: content, TS: at})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"event_id": event}, nil
+}
+
+// checkState refuses what would be wrong though the rules allow it.
+func (r *Rooms) checkState(c *httpapi.Call, id matrix.RoomID, typ string, content json.RawMessage) error {
+	switch typ {
+	case spec.MRoomCreate:
+		return matrix.Forbidden("a room has one create event")
+	case "m.room.canonical_alias":
+		return r.checkCanonicalAlias(c, id, content)
+	case "m.room.server_acl":
+		if !aclAllows(content, r.o.Signer.Server) {
+			return matrix.InvalidParam("this ACL would shut out your own server")
+		}
+	}
+	return nil
+}
+
+// checkCanonicalAlias makes sure that each alias that is new points here.
+// Spec: client-server-api#mroomcanonical_alias
+func (r *Rooms) checkCanonicalAlias(c *httpapi.Call, id matrix.RoomID, content json.RawMessage) error {
+	type body struct {
+		Alias string   `json:"alias"`
+		Alt   []string `json:"alt_aliases"`
+	}
+	var q, old body
+	if err := json.Unmarshal(content, &q); err != nil {
+		return matrix.BadJSON("alias must be a string and alt_aliases a list of strings")
+	}
+	if e, err := r.State(c.Ctx(), id, "m.room.canonical_alias", ""); err != nil {
+		return err
+	} else if e != nil {
+		_ = json.Unmarshal(e.Content(), &old) // what cannot be read is not taken as known
+	}
+	for _, a := range append([]string{q.Alias}, q.Alt...) {
+		if a == "" || a == old.Alias || slices.Contains(old.Alt, a) {
+			continue
+		}
+		alias, err := matrix.ParseRoomAlias(a)
+		if err != nil {
+			return err
+		}
+		room, _, err := r.o.ResolveAlias(c.Ctx(), alias)
+		if err != nil || room != id {
+			return matrix.NewError(http.StatusBadRequest, "M_BAD_ALIAS", "%s does not point to this room", alias)
+		}
+	}
+	return nil
+}
+
+// putMember sends a member event through the door of its membership, so that
+// joins and invitations go the way that they must.
+func (r *Rooms) putMember(c *httpapi.Call, id matrix.RoomID, key string, content json.RawMessage, at int64) (any, error) {
+	user, err := matrix.ParseUserID(key)
+	if err != nil {
+		return nil, err
+	}
+	var q struct {
+		Membership string `json:"membership"`
+	}
+	if err := json.Unmarshal(content, &q); err != nil || q.Membership == "" {
+		return nil, matrix.BadJSON("a member event needs a membership")
+	}
+	m := MemberChange{Room: id, Sender: c.Caller.User, Target: user, Extra: content, TS: at}
+	switch {
+	case q.Membership == spec.Join && user != c.Caller.User:
+		return nil, matrix.Forbidden("only %s may join as %s", user, user)
+	case q.Membership == spec.Join:
+		err = r.Join(c.Ctx(), m)
+	case q.Membership == spec.Invite:
+		err = r.Invite(c.Ctx(), m)
+	case q.Membership == spec.Ban:
+		err = r.Ban(c.Ctx(), m)
+	case q.Membership == spec.Leave && user == c.Caller.User:
+		err = r.Leave(c.Ctx(), m)
+	case q.Membership == spec.Leave:
+		err = r.Kick(c.Ctx(), m)
+	case q.Membership == spec.Knock && user == c.Caller.User:
+		err = r.Knock(c.Ctx(), m)
+	default:
+		return nil, matrix.BadJSON("%q is not a membership", q.Membership)
+	}
+	if err != nil {
+		return nil, err
+	}
+	e, err := r.State(c.Ctx(), id, spec.MRoomMember, key)
+	if err != nil || e == nil {
+		return nil, err
+	}
+	return map[string]any{"event_id": e.ID}, nil
+}
+
+func (r *Rooms) getJoined(c *httpapi.Call) (any, error) {
+	list := r.JoinedRooms(c.Caller.User)
+	if list == nil {
+		list = []matrix.RoomID{}
+	}
+	return map[string]any{"joined_rooms": list}, nil
+}

@@ -1,0 +1,565 @@
+package rooms
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/tidwall/gjson"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/state"
+)
+
+const (
+	// maxMissing is how many events are asked for where some are missing.
+	maxMissing = 50
+	// maxTips bounds the prev_events of our own events.
+	// Spec: server-server-api#pdus
+	maxTips = 20
+	// maxChain bounds the walk through an auth chain that another server gives.
+	maxChain = 20_000
+	// selfNID stands for the row of the event that is being stored.
+	selfNID = int64(-1) << 62
+)
+
+// Receive takes in an event from another server: the checks on receipt, missing
+// ancestors, authorisation before and now, state resolution. An event that is
+// rejected is stored as such and reported as an error.
+//
+// Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
+func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.RawMessage) error {
+	room, version, err := r.roomOf(ctx, raw)
+	if err != nil {
+		return err
+	}
+	if !r.participates(room) {
+		return matrix.NotFound("this server is not in %s", room)
+	}
+	ev, err := r.check(ctx, version, raw)
+	if err != nil {
+		return err
+	}
+	_, err = r.accept(ctx, origin, ev, true)
+	return err
+}
+
+// roomOf finds the room of a PDU and the version by which to read it.
+func (r *Rooms) roomOf(ctx context.Context, raw json.RawMessage) (matrix.RoomID, string, error) {
+	f := gjson.GetManyBytes(raw, "room_id", "type")
+	if f[0].Type != gjson.String {
+		return "", "", matrix.BadJSON("the event has no room_id")
+	}
+	room, err := matrix.ParseRoomID(f[0].Str)
+	if err != nil {
+		return "", "", err
+	}
+	version, err := r.Version(ctx, room)
+	return room, version, err
+}
+
+// check parses a PDU and verifies its signatures.
+func (r *Rooms) check(ctx context.Context, version string, raw json.RawMessage) (*events.Event, error) {
+	ev, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
+	if err != nil {
+		return nil, err
+	}
+	if err := r.o.Remote.Verify(ctx, version, []json.RawMessage{ev.JSON})[0]; err != nil {
+		return nil, matrix.Forbidden("bad signature on %s: %s", ev.ID, err)
+	}
+	return ev, nil
+}
+
+// accept stores a checked event in its room. ask says whether missing ancestors
+// may be asked for at origin.
+func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events.Event, ask bool) (*events.Event, error) {
+	known, err := r.known(ctx, ev.ID)
+	if err != nil {
+		return nil, err
+	}
+	if known != nil && known.Flags&events.FlagOutlier == 0 {
+		return known, nil
+	}
+	if known != nil {
+		ev.NID = known.NID
+	}
+	auth, err := r.authEvents(ctx, origin, ev)
+	if err != nil {
+		return nil, err
+	}
+	rejected := allowedBy(ev, auth)
+	var foreign *foreignState
+	if missing, err := r.missing(ctx, ev.PrevEvents()); err != nil {
+		return nil, err
+	} else if len(missing) > 0 {
+		if ask {
+			if err := r.fillGap(ctx, origin, ev); err != nil {
+				return nil, err
+			}
+			missing, err = r.missing(ctx, ev.PrevEvents())
+			if err != nil {
+				return nil, err
+			}
+		}
+		if len(missing) > 0 {
+			if foreign, err = r.foreignState(ctx, origin, ev); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for attempt := 0; ; attempt++ {
+		placed, err := r.acceptOnce(ctx, ev, rejected, foreign)
+		if err != nil && attempt < maxAttempts && errors.Is(err, errRoomMoved) {
+			continue
+		}
+		return placed, err
+	}
+}
+
+func (r *Rooms) known(ctx context.Context, id matrix.EventID) (e *events.Event, err error) {
+	err = r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		e, err = r.events.Get(tx, id)
+		return err
+	})
+	return e, err
+}
+
+// missing lists those of ids that have no place in the timeline here.
+func (r *Rooms) missing(ctx context.Context, ids []matrix.EventID) ([]matrix.EventID, error) {
+	var have map[matrix.EventID]*events.Event
+	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+		have, err = r.events.GetMany(tx, ids)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("looking for prev_events: %w", err)
+	}
+	var out []matrix.EventID
+	for _, id := range ids {
+		if e := have[id]; e == nil || e.Flags&events.FlagOutlier != 0 {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}
+
+// allowedBy authorises an event against the events that it names itself; nil if
+// it is allowed.
+func allowedBy(ev *events.Event, auth []*events.Event) error {
+	pdus := make([]gomatrixserverlib.PDU, 0, len(auth))
+	for _, a := range auth {
+		if a.Rejected() {
+			return matrix.Forbidden("%s is authorised by the rejected event %s", ev.ID, a.ID)
+		}
+		p, err := a.PDU()
+		if err != nil {
+			return err
+		}
+		pdus = append(pdus, p)
+	}
+	provider, err := gomatrixserverlib.NewAuthEvents(pdus)
+	if err != nil {
+		return matrix.Forbidden("auth_events: %s", err)
+	}
+	pdu, err := ev.PDU()
+	if err != nil {
+		return err
+	}
+	if err := gomatrixserverlib.Allowed(pdu, provider, userIDForSender); err != nil {
+		return notAllowed(err)
+	}
+	return nil
+}
+
+// authEvents gives the events that authorise ev, fetching its chain where one is
+// not known.
+func (r *Rooms) authEvents(ctx context.Context, origin matrix.ServerName, ev *events.Event) ([]*events.Event, error) {
+	ids := ev.AuthEvents()
+	have, err := r.many(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	if len(have) < len(unique(ids)) {
+		chain, err := r.o.Remote.EventAuth(ctx, origin, ev.Room, ev.ID)
+		if err != nil {
+			return nil, fmt.Errorf("asking %s for the auth chain of %s: %w", origin, ev.ID, err)
+		}
+		if _, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, chain); err != nil {
+			return nil, err
+		}
+		if have, err = r.many(ctx, ids); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]*events.Event, 0, len(ids))
+	for _, id := range ids {
+		e := have[id]
+		if e == nil {
+			return nil, matrix.Forbidden("%s is authorised by %s, which cannot be had", ev.ID, id)
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+func unique(ids []matrix.EventID) []matrix.EventID {
+	s := slices.Clone(ids)
+	slices.Sort(s)
+	return slices.Compact(s)
+}
+
+func (r *Rooms) many(ctx context.Context, ids []matrix.EventID) (m map[matrix.EventID]*events.Event, err error) {
+	err = r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		m, err = r.events.GetMany(tx, ids)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading events: %w", err)
+	}
+	return m, nil
+}
+
+// storeOutliers checks events that are known only as part of a state or a chain,
+// and stores those that are new: ancestors first, each authorised by its own
+// auth_events. Those that fail are left out.
+func (r *Rooms) storeOutliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (map[matrix.EventID]*events.Event, error) {
+	if len(raws) > maxChain {
+		return nil, matrix.Forbidden("%d events are too many", len(raws))
+	}
+	all, fresh, err := r.outliers(ctx, version, room, raws)
+	if err != nil || len(fresh) == 0 {
+		return all, err
+	}
+	err = r.db.Write(ctx, func(tx *sqldb.Tx) error { return r.insertOutliers(tx, fresh) })
+	if err != nil {
+		return nil, fmt.Errorf("storing outliers: %w", err)
+	}
+	return r.merged(ctx, all, fresh)
+}
+
+// merged reads back what was stored, so that row numbers are known.
+func (r *Rooms) merged(ctx context.Context, all map[matrix.EventID]*events.Event, fresh []*events.Event) (map[matrix.EventID]*events.Event, error) {
+	ids := make([]matrix.EventID, len(fresh))
+	for i, e := range fresh {
+		ids[i] = e.ID
+	}
+	stored, err := r.many(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	for id, e := range stored {
+		all[id] = e
+	}
+	return all, nil
+}
+
+func (r *Rooms) insertOutliers(tx *sqldb.Tx, fresh []*events.Event) error {
+	ids := make([]matrix.EventID, len(fresh))
+	for i, e := range fresh {
+		ids[i] = e.ID
+	}
+	have, err := r.events.GetMany(tx, ids)
+	if err != nil {
+		return err
+	}
+	nid, err := r.events.Lower(tx, len(fresh))
+	if err != nil {
+		return err
+	}
+	for i, e := range fresh {
+		if have[e.ID] != nil {
+			continue // somebody else was faster
+		}
+		p := e.Placed(nid+int64(i), 0, 0)
+		p.Flags |= events.FlagOutlier
+		if err := r.events.Insert(tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outliers parses, verifies and authorises raws; all holds those that are good,
+// known ones included, fresh those to be stored, ancestors first.
+func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (all map[matrix.EventID]*events.Event, fresh []*events.Event, err error) {
+	var parsed []*events.Event
+	var ids []matrix.EventID
+	for _, raw := range raws {
+		e, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
+		if err != nil || e.Room != room {
+			continue
+		}
+		parsed, ids = append(parsed, e), append(ids, e.ID)
+	}
+	if all, err = r.many(ctx, ids); err != nil {
+		return nil, nil, err
+	}
+	var unknown []*events.Event
+	var pdus []json.RawMessage
+	for _, e := range parsed {
+		if all[e.ID] == nil {
+			unknown, pdus = append(unknown, e), append(pdus, e.JSON)
+		}
+	}
+	good := map[matrix.EventID]*events.Event{}
+	if len(pdus) > 0 {
+		for i, err := range r.o.Remote.Verify(ctx, version, pdus) {
+			if err == nil {
+				good[unknown[i].ID] = unknown[i]
+			}
+		}
+	}
+	// Auth events outside the list may be known already.
+	var outside []matrix.EventID
+	for _, e := range good {
+		for _, id := range e.AuthEvents() {
+			if good[id] == nil && all[id] == nil {
+				outside = append(outside, id)
+			}
+		}
+	}
+	more, err := r.many(ctx, unique(outside))
+	if err != nil {
+		return nil, nil, err
+	}
+	for id, e := range more {
+		all[id] = e
+	}
+	return all, authorised(good, all), nil
+}
+
+// authorised walks good in the order of authorisation, adds what is allowed to
+// all, and returns it.
+func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
+	var fresh []*events.Event
+	const visiting, done = 1, 2
+	mark := map[matrix.EventID]int{}
+	var visit func(e *events.Event, depth int)
+	visit = func(e *events.Event, depth int) {
+		if mark[e.ID] != 0 || depth > 2000 {
+			return
+		}
+		mark[e.ID] = visiting
+		auth := make([]*events.Event, 0, 4)
+		complete := true
+		for _, id := range e.AuthEvents() {
+			if g := good[id]; g != nil {
+				visit(g, depth+1)
+			}
+			if a := all[id]; a != nil {
+				auth = append(auth, a)
+			} else {
+				complete = false
+			}
+		}
+		mark[e.ID] = done
+		if complete && allowedBy(e, auth) == nil {
+			all[e.ID] = e
+			fresh = append(fresh, e)
+		}
+	}
+	for _, e := range good {
+		visit(e, 0)
+	}
+	return fresh
+}
+
+// fillGap asks origin for the events between what is known here and ev.
+// Spec: server-server-api#retrieving-missing-events
+func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) error {
+	rm, err := r.locked(ctx, ev.Room)
+	if err != nil {
+		return err
+	}
+	tips := slices.Clone(rm.tips)
+	rm.mu.Unlock()
+	raws, err := r.o.Remote.MissingEvents(ctx, origin, ev.Room, tips, []matrix.EventID{ev.ID}, maxMissing)
+	if err != nil {
+		return nil // the state is asked for instead
+	}
+	var list []*events.Event
+	for _, raw := range raws {
+		if e, err := r.check(ctx, string(ev.Version), raw); err == nil && e.Room == ev.Room {
+			list = append(list, e)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b *events.Event) int { return int(a.Depth - b.Depth) })
+	for _, e := range list {
+		// A rejected one is stored; one whose ancestors are missing takes its
+		// state from origin.
+		if _, err := r.accept(ctx, origin, e, false); err != nil && ctx.Err() != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foreignState is the state before an event as another server has it.
+type foreignState struct{ state map[state.Key]*events.Event }
+
+func (r *Rooms) foreignState(ctx context.Context, origin matrix.ServerName, ev *events.Event) (*foreignState, error) {
+	st, err := r.o.Remote.State(ctx, origin, ev.Room, ev.ID)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s for the state before %s: %w", origin, ev.ID, err)
+	}
+	all, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, append(slices.Clone(st.AuthChain), st.State...))
+	if err != nil {
+		return nil, err
+	}
+	f := &foreignState{state: map[state.Key]*events.Event{}}
+	for _, raw := range st.State {
+		e, err := events.Parse(raw, ev.Version)
+		if err != nil || e.StateKey == nil {
+			continue
+		}
+		if stored := all[e.ID]; stored != nil && !stored.Rejected() {
+			f.state[state.Key{Type: stored.Type, StateKey: *stored.StateKey}] = stored
+		}
+	}
+	return f, nil
+}
+
+// acceptOnce places one event. An event whose prev_events are the room's tips is
+// treated like one of our own; others go through views and resolution.
+func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error, foreign *foreignState) (*events.Event, error) {
+	rm, err := r.locked(ctx, ev.Room)
+	if err != nil {
+		return nil, err
+	}
+	e := ev.Placed(ev.NID, 0, 0)
+	b := &built{ev: e}
+	verdict := rejected
+	linear := foreign == nil && sameSet(ev.PrevEvents(), rm.tips)
+	if e.Redacts != "" {
+		if b.redacts, err = r.mayRedact(ctx, rm, e, e.Sender); err != nil {
+			rm.mu.Unlock()
+			return nil, err
+		}
+	}
+	switch {
+	case linear && verdict == nil:
+		if verdict = r.authorise(ctx, rm, e); verdict == nil {
+			err = r.remember(ctx, rm, b)
+		}
+	case !linear:
+		verdict, err = r.fork(ctx, rm, b, verdict, foreign)
+	}
+	if err != nil {
+		rm.loaded = false
+		rm.mu.Unlock()
+		return nil, err
+	}
+	if verdict != nil && b.pend == nil { // rejected: kept, but nothing builds on it
+		if !matrix.IsCode(verdict, "M_FORBIDDEN") {
+			rm.mu.Unlock()
+			return nil, verdict
+		}
+		e.Flags |= events.FlagRejected
+		b.pend, b.noState = &pending{}, true
+	}
+	placed, err := r.commitOne(ctx, rm, b)
+	if err != nil {
+		return nil, err
+	}
+	return placed, verdict
+}
+
+// commitOne hands one event to the log, unlocks the room and waits.
+func (r *Rooms) commitOne(ctx context.Context, rm *room, b *built) (*events.Event, error) {
+	gen := rm.gen
+	w, err := r.start(ctx, rm, []*built{b}, nil)
+	rm.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	pos, err := w.Wait()
+	rm.mu.Lock()
+	r.settle(rm, []*built{b}, gen, err)
+	rm.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range b.sets {
+		if s.key.Type == spec.MRoomMember {
+			r.hub.Correct(rm.id, matrix.UserID(s.key.StateKey), s.membership == spec.Join, pos)
+		}
+	}
+	return b.placed, nil
+}
+
+func sameSet(a, b []matrix.EventID) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for _, id := range a {
+		if !slices.Contains(b, id) {
+			return false
+		}
+	}
+	return true
+}
+
+// fork places an event beside the room's tips: its state is a view, the current
+// state is resolved anew. It returns why the event is rejected or soft-failed.
+func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, foreign *foreignState) (error, error) {
+	if rm.last != nil {
+		rm.last.Wait() // views are read from the database: what is on its way must be there
+	}
+	b.pend, b.noState = &pending{}, true
+	ev := b.ev
+	var before state.View
+	var extra map[int64]*events.Event
+	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+		head := r.log.Head()
+		if foreign != nil {
+			before, err = r.foreignView(tx, rm, head, foreign)
+		} else {
+			before, err = r.viewBefore(ctx, tx, rm, ev)
+		}
+		if err != nil {
+			return err
+		}
+		b.view = &before
+		if verdict == nil {
+			if verdict, err = r.allowedIn(tx, rm, before, ev); err != nil {
+				return err
+			}
+		}
+		if verdict != nil {
+			ev.Flags |= events.FlagRejected
+			return nil
+		}
+		if soft := r.authorise(ctx, rm, ev); soft != nil {
+			ev.Flags |= events.FlagSoftFailed
+			return nil
+		}
+		after := before
+		if ev.StateKey != nil {
+			after = before.With(state.Key{Type: ev.Type, StateKey: *ev.StateKey}, selfNID)
+			extra = map[int64]*events.Event{selfNID: ev}
+		}
+		b.sets, err = r.resolve(ctx, tx, rm, []state.View{{Base: head}, after}, extra)
+		return err
+	})
+	if err != nil || ev.Hidden() {
+		return verdict, err
+	}
+	tips := []matrix.EventID{ev.ID}
+	prev := ev.PrevEvents()
+	for _, t := range rm.tips {
+		if !slices.Contains(prev, t) && len(tips) < maxTips {
+			tips = append(tips, t)
+		}
+	}
+	rm.tips, rm.depth = tips, max(rm.depth, ev.Depth)
+	if b.sets == nil {
+		b.sets = []resolvedEntry{} // the room is read again all the same
+	}
+	return nil, nil
+}
