@@ -296,7 +296,7 @@ func (c *checker) posts() {
 		units := map[string]bool{}
 		for j, post := range p.Posts {
 			column := colPosts
-			if j == 0 && at.sheet != nil && at.sheet.headers[colUnit] != "" {
+			if j == 0 && at.unitCell {
 				column = colUnit
 			}
 			if post.Main {

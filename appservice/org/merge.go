@@ -59,6 +59,7 @@ func mergePeople(v *view, cur *Tree, imp *Import, removeMissing bool, today stri
 		for i := range n.Posts {
 			n.Posts[i].Unit = resolve(v.units, codes, n.Posts[i].Unit)
 		}
+		overlayPosts(cur.Person(p.ID), n, imp.skipPerson)
 		v.people[p.ID] = n
 	}
 	for _, p := range cur.people {
@@ -147,15 +148,55 @@ func overlayPerson(cur, file *Person, skip fields) *Person {
 			n.Status = StatusSuspended
 		}
 	})
-	if skip.has(colUnit) && skip.has(colPosts) {
-		n.Posts = slices.Clone(cur.Posts)
-	}
 	// A list without days of leaving is a list of who is here: being in it brings
 	// back somebody who had left, and does not cancel a day to come.
 	if skip.has(colLeft) && cur.Status != StatusLeft {
 		n.Left = cur.Left
 	}
 	return n
+}
+
+// overlayPosts keeps what the file's columns do not say about posts: the other
+// posts, and title, leadership and order of a post that is in the same unit.
+func overlayPosts(cur, n *Person, skip fields) {
+	if cur == nil || skip == 0 {
+		return
+	}
+	if skip.has(colUnit) && skip.has(colPosts) {
+		n.Posts = slices.Clone(cur.Posts)
+		return
+	}
+	inFile := map[string]bool{}
+	for i := range n.Posts {
+		post := &n.Posts[i]
+		inFile[post.Unit] = true
+		j := slices.IndexFunc(cur.Posts, func(old Post) bool { return old.Unit == post.Unit })
+		if j < 0 {
+			continue
+		}
+		old := cur.Posts[j]
+		if skip.has(colOrder) {
+			post.Order = old.Order
+		}
+		if !post.Main || skip.has(colUnit) {
+			continue // from the list, which says the rest itself
+		}
+		if skip.has(colTitle) {
+			post.Title = old.Title
+		}
+		if skip.has(colLeader) {
+			post.Leader = old.Leader
+		}
+	}
+	if !skip.has(colPosts) {
+		return
+	}
+	for _, old := range cur.Posts {
+		if !old.Main && !inFile[old.Unit] {
+			n.Posts = append(n.Posts, old)
+		}
+	}
+	n.Posts = mainFirst(n.Posts)
 }
 
 // codesOf maps codes to unit IDs.

@@ -147,6 +147,8 @@ func (f fields) has(c col) bool { return f&(1<<c) != 0 }
 type place struct {
 	sheet *sheetInfo
 	row   int
+	// unitCell tells that a person's first post stands in the unit column.
+	unitCell bool
 }
 
 // column is the header as the file writes it, else the canonical name.

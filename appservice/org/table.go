@@ -44,7 +44,7 @@ func (t *table) row(n int, cells, raw []string) bool {
 	if blank || strings.HasPrefix(strings.TrimSpace(cells[0]), "#") {
 		return true
 	}
-	t.at, t.cells, t.raw = place{t.info, n}, cells, raw
+	t.at, t.cells, t.raw = place{sheet: t.info, row: n}, cells, raw
 	if !t.ready {
 		t.header()
 		return !t.ignored
@@ -329,6 +329,7 @@ func (t *table) person() {
 	}
 	if ok {
 		imp.People = append(imp.People, p)
+		t.at.unitCell = t.cell(colUnit) != ""
 		imp.personAt = append(imp.personAt, t.at)
 	}
 }
