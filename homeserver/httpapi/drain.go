@@ -10,14 +10,14 @@ import (
 type drain struct {
 	mu       sync.Mutex
 	inFlight int
-	begun    chan struct{} // closed when draining begins
-	idle     chan struct{} // closed when draining and nothing is in flight
-	isBegun  bool
+	idle     chan struct{}   // closed when draining and nothing is in flight
+	ctx      context.Context //nolint:containedctx // ends when draining begins
+	begin    context.CancelFunc
 	closing  bool // refuse new requests
 }
 
 func (d *drain) init() {
-	d.begun = make(chan struct{})
+	d.ctx, d.begin = context.WithCancel(context.Background())
 	d.idle = make(chan struct{})
 }
 
@@ -41,7 +41,7 @@ func (d *drain) leave() {
 }
 
 // Draining is closed when Drain is called.
-func (a *API) Draining() <-chan struct{} { return a.drain.begun }
+func (a *API) Draining() <-chan struct{} { return a.drain.ctx.Done() }
 
 // InFlight is the number of requests being answered.
 func (a *API) InFlight() int {
@@ -55,10 +55,9 @@ func (a *API) InFlight() int {
 func (a *API) Drain(ctx context.Context) error {
 	d := &a.drain
 	d.mu.Lock()
-	if !d.isBegun {
-		d.isBegun = true
+	if !d.closing {
 		d.closing = true
-		close(d.begun)
+		d.begin()
 		if d.inFlight == 0 {
 			close(d.idle)
 		}
@@ -72,28 +71,13 @@ func (a *API) Drain(ctx context.Context) error {
 	}
 }
 
-// WaitContext is a context for a long poll: it ends with the call, with the shutdown, or after d.
+// WaitContext is a context for a long poll: it ends with the call, with the shutdown, or after d. It costs no
+// goroutine while it waits.
 func (c *Call) WaitContext(d time.Duration) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(c.ctx, d)
-	begun := c.api.drain.begun
-	select {
-	case <-begun:
-		cancel()
-		return ctx, cancel
-	default:
-	}
-	stop := make(chan struct{})
-	go func() {
-		select {
-		case <-begun:
-			cancel()
-		case <-stop:
-		case <-ctx.Done():
-		}
-	}()
-	var once sync.Once
+	stop := context.AfterFunc(c.api.drain.ctx, cancel)
 	return ctx, func() {
-		once.Do(func() { close(stop) })
+		stop()
 		cancel()
 	}
 }
