@@ -44,6 +44,7 @@ type server struct {
 	db   *sqldb.DB
 	log  *stream.Log
 	data *accountdata.Data
+	stop func()
 }
 
 func start(t *testing.T) *server {
@@ -66,6 +67,11 @@ func start(t *testing.T) *server {
 // open builds the package on the database, as a start of the server does.
 func (s *server) open() {
 	s.t.Helper()
+	if s.stop != nil {
+		s.stop()
+	} else {
+		s.t.Cleanup(func() { s.stop() })
+	}
 	var err error
 	if s.log, err = stream.Open(s.t.Context(), s.db); err != nil {
 		s.t.Fatal(err)
@@ -75,8 +81,9 @@ func (s *server) open() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); _ = s.log.Run(ctx) }()
-	s.t.Cleanup(func() { cancel(); <-done })
+	log := s.log
+	go func() { defer close(done); _ = log.Run(ctx) }()
+	s.stop = func() { cancel(); <-done }
 }
 
 // call sends a request as user and returns status and body.
