@@ -167,11 +167,7 @@ func (c *checker) unitCycles() {
 		ids[i] = u.ID
 	}
 	inCycle := findCycles(ids, parent, func(i int, cycle []string) {
-		names := make([]string, len(cycle))
-		for j, id := range cycle {
-			names[j] = id
-		}
-		c.fail("unit_cycle", c.imp.atUnit(i), colUnitParent, parent(ids[i]), strings.Join(names, " → "))
+		c.fail("unit_cycle", c.imp.atUnit(i), colUnitParent, parent(ids[i]), strings.Join(cycle, " → "))
 	})
 	for i, id := range ids {
 		depth := 1

@@ -34,8 +34,6 @@ const (
 	colLeft
 	colStatus
 	colAdmin
-
-	numCols
 )
 
 // sheetKind is one of the two sheets of an org file.

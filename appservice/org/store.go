@@ -44,8 +44,15 @@ func WithReserved(localparts ...string) Option {
 	return func(s *Store) { s.planner.reserved = append(s.planner.reserved, localparts...) }
 }
 
-// WithNow sets the clock; days begin at midnight of its time zone.
-func WithNow(now matrix.Now) Option { return func(s *Store) { s.planner.now = now } }
+// WithNow sets the clock; days begin at midnight of its time zone. Without it, or
+// with nil, it is the machine's.
+func WithNow(now matrix.Now) Option {
+	return func(s *Store) {
+		if now != nil {
+			s.planner.now = now
+		}
+	}
+}
 
 // NewStore opens the organisation kept in db.
 func NewStore(ctx context.Context, db *sqldb.DB, opts ...Option) (*Store, error) {

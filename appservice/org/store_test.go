@@ -189,6 +189,51 @@ func TestStory(t *testing.T) {
 	sameTree(t, s.Tree(), open(t, db).Tree())
 }
 
+// TestAgainstStored finds faults between a partial file and what is stored.
+func TestAgainstStored(t *testing.T) {
+	s := open(t, sqldbtest.Open(t))
+	apply(t, s, mustRead(t, small), org.PlanOptions{})
+	deep := "id,parent,name\nd0,hq,d0\n"
+	for i := range 20 {
+		deep += fmt.Sprintf("d%d,d%d,d%d\n", i+1, i, i+1)
+	}
+	for name, tt := range map[string]struct{ text, code string }{
+		"under its own child": {"id,parent,name\nhq,rd,总部\n", "unit_cycle"},
+		"same name":           {"id,parent,name\nnew,hq,研发部\n", "duplicate_name"},
+		"same code":           {"id,parent,name,code\nnew,hq,新,rd\n", "code_is_id"},
+		"id in capitals":      {"id,parent,name\nRD,hq,新\n", "id_spelling"},
+		"too deep":            {deep, "too_deep"},
+		"line circle":         {"job_number,name,manager\n1,王建国,3\n", "line_cycle"},
+		"mobile taken":        {"job_number,name,mobile\n9,新,13800000001\n", "duplicate_mobile"},
+		"e-mail taken":        {"job_number,name,email\n9,新,c@x.cn\n", "duplicate_email"},
+	} {
+		imp, problems := s.Read("file.csv", strings.NewReader(tt.text))
+		if !problems.Has(tt.code) || problems[0].Row < 2 {
+			t.Errorf("%s: %v", name, problems)
+		}
+		if p, again := s.Plan(imp); p != nil || !again.Has(tt.code) {
+			t.Errorf("%s: planned, %v", name, again)
+		}
+	}
+	// The number of somebody who left is free, and a manager may lead a unit above.
+	imp, problems := s.Read("file.csv", strings.NewReader("job_number,name,mobile,unit\n9,新,13800000004,rd\n"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	apply(t, s, imp, org.PlanOptions{})
+	if n := len(s.Tree().ByMobile("+8613800000004")); n != 2 {
+		t.Errorf("%d people have had the number", n)
+	}
+	imp, problems = s.Read("file.csv", strings.NewReader("id,name,manager\nhq,总部,3\n"))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	apply(t, s, imp, org.PlanOptions{})
+	if !s.Tree().IsManager("3", "rd") || !s.Tree().Manages("3", "hq") {
+		t.Error("the manager of the unit above is none")
+	}
+}
+
 func TestMissingColumnsKeepValues(t *testing.T) {
 	s := open(t, sqldbtest.Open(t))
 	apply(t, s, mustRead(t, small), org.PlanOptions{})

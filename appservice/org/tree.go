@@ -132,13 +132,13 @@ func (p *Person) orderIn(unit string) int {
 }
 
 // Units are all units, parents before their children, siblings by order.
-func (t *Tree) Units() []*Unit { return t.units }
+func (t *Tree) Units() []*Unit { return slices.Clip(t.units) }
 
 // Unit is the unit with the ID, or nil.
 func (t *Tree) Unit(id string) *Unit { return t.unitByID[id] }
 
 // People are all people known, those who left included, by job number.
-func (t *Tree) People() []*Person { return t.people }
+func (t *Tree) People() []*Person { return slices.Clip(t.people) }
 
 // Person is the person with the job number, or nil.
 func (t *Tree) Person(id string) *Person { return t.personByID[id] }
@@ -153,20 +153,20 @@ func (t *Tree) ByLocalpart(localpart string) *Person {
 
 // ByMobile are the people with the number: one at most who works here, and
 // perhaps people who left before.
-func (t *Tree) ByMobile(e164 string) []*Person { return t.byMobile[e164] }
+func (t *Tree) ByMobile(e164 string) []*Person { return slices.Clip(t.byMobile[e164]) }
 
 // Headcount is the number of people who work here today.
 func (t *Tree) Headcount() int { return t.working }
 
 // Roots are the units without a parent.
-func (t *Tree) Roots() []*Unit { return t.children[""] }
+func (t *Tree) Roots() []*Unit { return slices.Clip(t.children[""]) }
 
 // Children are the units right below a unit.
 func (t *Tree) Children(unitID string) []*Unit {
 	if unitID == "" {
 		return nil
 	}
-	return t.children[unitID]
+	return slices.Clip(t.children[unitID])
 }
 
 // Parent is the unit right above, or nil.
@@ -191,7 +191,7 @@ func (t *Tree) Path(unitID string) []*Unit {
 // below, each once. People who left and people who begin later are none.
 func (t *Tree) Members(unitID string, withSub bool) []*Person {
 	if !withSub || len(t.Children(unitID)) == 0 {
-		return t.direct[unitID]
+		return slices.Clip(t.direct[unitID]) // an append must not write into the tree
 	}
 	var out []*Person
 	seen := map[*Person]bool{}
@@ -228,10 +228,10 @@ func (t *Tree) UnitsOf(personID string) []*Unit {
 
 // ManagersOf are the working managers of the unit: those named for the unit,
 // then the holders of its leading posts. None: the place is vacant.
-func (t *Tree) ManagersOf(unitID string) []*Person { return t.managers[unitID] }
+func (t *Tree) ManagersOf(unitID string) []*Person { return slices.Clip(t.managers[unitID]) }
 
 // DeputiesOf are the working deputies of the unit.
-func (t *Tree) DeputiesOf(unitID string) []*Person { return t.deputies[unitID] }
+func (t *Tree) DeputiesOf(unitID string) []*Person { return slices.Clip(t.deputies[unitID]) }
 
 // IsManager tells whether the person manages the unit or a unit above it.
 func (t *Tree) IsManager(personID, unitID string) bool {
@@ -289,7 +289,7 @@ func (t *Tree) FindUnit(nameOrCodeOrID string) []*Unit {
 	if u := t.unitByID[q]; u != nil {
 		return []*Unit{u}
 	}
-	return t.unitByKey[q]
+	return slices.Clip(t.unitByKey[q])
 }
 
 // FindPerson finds people by exact job number, log-in name, mobile or name.
@@ -302,7 +302,7 @@ func (t *Tree) FindPerson(q string) []*Person {
 		return []*Person{p}
 	}
 	if m, ok := parseMobile(q); ok && len(t.byMobile[m]) > 0 {
-		return t.byMobile[m]
+		return slices.Clip(t.byMobile[m])
 	}
-	return t.byName[q]
+	return slices.Clip(t.byName[q])
 }
