@@ -163,11 +163,8 @@ func (a *Accounts) lookup(ctx context.Context, h tokenHash) (*session, error) {
 	s.caller.Admin, s.caller.Seen = a.IsAdmin(u.ID), new(atomic.Int64)
 	s.caller.Guest, s.caller.Suspended, s.locked = u.Guest, u.Suspended, u.Locked
 	if replaces != 0 && !s.expired(a.now()) {
-		// The first use of a refreshed pair.
-		if err := a.settle(ctx, s.caller.User, s.refresh, replaces); err != nil {
-			return nil, err
-		}
-		gen = a.sessions.gen.Load()
+		// The first use of a refreshed pair. It is kept at its next use, when no log-out can have come between.
+		return s, a.settle(ctx, s.caller.User, s.refresh, replaces)
 	}
 	a.sessions.put(h, s, gen)
 	return s, nil
@@ -218,35 +215,27 @@ func (a *Accounts) refresh(c *httpapi.Call) (any, error) {
 	if body.RefreshToken == nil {
 		return nil, matrix.MissingParam("refresh_token is needed")
 	}
-	var (
-		id, replaces int64
-		user         matrix.UserID
-		device       matrix.DeviceID
-	)
-	err := a.db.Read(c.Ctx(), func(tx *sqldb.Tx) error {
-		return tx.QueryRow(qRefresh, hashToken(*body.RefreshToken)).Scan(&id, &user, &device, &replaces)
-	})
-	if errors.Is(err, sqldb.ErrNoRows) {
-		return nil, matrix.UnknownToken(false)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("reading refresh token: %w", err)
-	}
-	u, ok := a.User(user)
-	if !ok || u.Deactivated {
-		return nil, matrix.UnknownToken(false)
-	}
-	if u.Locked {
-		return nil, errLocked()
-	}
-	l, err := a.newLogin(user, device, "", c.RemoteIP(), true)
+	old, err := a.refreshToken(c.Ctx(), *body.RefreshToken)
 	if err != nil {
 		return nil, err
 	}
-	l.replaces = id
+	l, err := a.newLogin(old.user, old.device, "", c.RemoteIP(), true)
+	if err != nil {
+		return nil, err
+	}
+	l.replaces = old.id
+	var gone bool
 	err = a.db.Write(c.Ctx(), func(tx *sqldb.Tx) error {
-		if replaces != 0 { // using the refresh token of a new pair ends the pair before it
-			if err := settleTx(tx, id, replaces); err != nil {
+		// Read again: a log-out may have come between.
+		now, err := readRefresh(tx, *body.RefreshToken)
+		if gone = errors.Is(err, sqldb.ErrNoRows); gone {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if now.replaces != 0 { // using the refresh token of a new pair ends the pair before it
+			if err := settleTx(tx, now.id, now.replaces); err != nil {
 				return err
 			}
 		}
@@ -255,10 +244,47 @@ func (a *Accounts) refresh(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("refreshing session: %w", err)
 	}
-	if replaces != 0 {
-		a.sessions.dropUser(user, func(s *session) bool { return s.refresh == replaces || s.refresh == id })
+	if gone {
+		return nil, matrix.UnknownToken(false)
+	}
+	if old.replaces != 0 {
+		a.sessions.dropUser(old.user, func(s *session) bool { return s.refresh == old.replaces || s.refresh == old.id })
 	}
 	return &Session{AccessToken: l.access, RefreshToken: l.refresh, ExpiresInMS: l.expires.Milliseconds()}, nil
+}
+
+// refreshRow is a stored refresh token.
+type refreshRow struct {
+	id, replaces int64
+	user         matrix.UserID
+	device       matrix.DeviceID
+}
+
+func readRefresh(tx *sqldb.Tx, token string) (r refreshRow, err error) {
+	err = tx.QueryRow(qRefresh, hashToken(token)).Scan(&r.id, &r.user, &r.device, &r.replaces)
+	return r, err
+}
+
+// refreshToken reads a refresh token whose account may go on.
+func (a *Accounts) refreshToken(ctx context.Context, token string) (r refreshRow, err error) {
+	err = a.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+		r, err = readRefresh(tx, token)
+		return err
+	})
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return r, matrix.UnknownToken(false)
+	}
+	if err != nil {
+		return r, fmt.Errorf("reading refresh token: %w", err)
+	}
+	u, ok := a.User(r.user)
+	switch {
+	case !ok || u.Deactivated:
+		return r, matrix.UnknownToken(false)
+	case u.Locked:
+		return r, errLocked()
+	}
+	return r, nil
 }
 
 func errLocked() *matrix.Error {
