@@ -49,7 +49,7 @@ const (
 
 // Aliases lists the local aliases of a room; directory has it.
 type Aliases interface {
-	AliasesOf(ctx context.Context, room matrix.RoomID) ([]matrix.RoomAlias, error)
+	Aliases(ctx context.Context, room matrix.RoomID) ([]matrix.RoomAlias, error)
 }
 
 // Options of Applications.

@@ -126,7 +126,7 @@ func (n *interest) alias(ctx context.Context, room matrix.RoomID) (bool, error) 
 	if now.Before(n.aliases[room]) {
 		return false, nil
 	}
-	list, err := aliases.AliasesOf(ctx, room)
+	list, err := aliases.Aliases(ctx, room)
 	if err != nil {
 		return false, fmt.Errorf("reading the aliases of a room: %w", err)
 	}

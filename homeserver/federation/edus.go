@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/presence"
 )
 
 // edu is an EDU as it stands in a transaction.
@@ -104,21 +105,12 @@ func (m *receiptMerge) edus(limit int) []json.RawMessage {
 // volatile is what is worth sending only now: who types, and who is there.
 type volatile struct {
 	typing   map[typingKey]bool
-	presence map[matrix.UserID]Presence
+	presence map[matrix.UserID]presence.EDU
 }
 
 type typingKey struct {
 	room matrix.RoomID
 	user matrix.UserID
-}
-
-// Presence is what another server may know of a user's presence. Spec: server-server-api#presence
-type Presence struct {
-	User            matrix.UserID `json:"user_id"`
-	State           string        `json:"presence"`
-	StatusMsg       string        `json:"status_msg,omitempty"`
-	LastActiveAgo   int64         `json:"last_active_ago"`
-	CurrentlyActive bool          `json:"currently_active,omitempty"`
 }
 
 const (
@@ -137,9 +129,9 @@ func (v *volatile) addTyping(room matrix.RoomID, user matrix.UserID, on bool) {
 	v.typing[typingKey{room, user}] = on
 }
 
-func (v *volatile) addPresence(p Presence) {
+func (v *volatile) addPresence(p presence.EDU) {
 	if v.presence == nil {
-		v.presence = map[matrix.UserID]Presence{}
+		v.presence = map[matrix.UserID]presence.EDU{}
 	}
 	v.presence[p.User] = p
 }
@@ -155,7 +147,7 @@ func (v *volatile) take(_ matrix.ServerName) []json.RawMessage {
 		delete(v.typing, k)
 	}
 	if len(v.presence) > 0 {
-		var push []Presence
+		var push []presence.EDU
 		for u, p := range v.presence {
 			push = append(push, p)
 			delete(v.presence, u)

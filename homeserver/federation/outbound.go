@@ -8,10 +8,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/carillon-chat/carillon/homeserver/e2ee"
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 	log "github.com/sirupsen/logrus"
@@ -32,18 +34,6 @@ const (
 	qSavePosition = `INSERT INTO fed_position (id, pos) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET pos = excluded.pos`
 )
 
-// DeviceUpdates writes the EDUs that tell other servers of a change of a user's devices or keys.
-type DeviceUpdates interface {
-	// DeviceListEDUs gives the m.device_list_update and m.signing_key_update contents for a change at pos.
-	DeviceListEDUs(ctx context.Context, user matrix.UserID, pos stream.Pos) ([]DeviceEDU, error)
-}
-
-// DeviceEDU is one EDU about a user's devices or keys.
-type DeviceEDU struct {
-	Type    string // m.device_list_update or m.signing_key_update
-	Content any
-}
-
 // reader follows the log and puts what concerns other servers into the queue.
 type reader struct {
 	own      matrix.ServerName
@@ -52,8 +42,9 @@ type reader struct {
 	queue    *queue
 	servers  *roomServers
 	events   *events.Store
+	rooms    *rooms.Rooms
 	receipts *receipts.Receipts
-	devices  DeviceUpdates
+	keys     *e2ee.Service
 
 	bell chan struct{} // capacity one: full means that it will look anyway
 
@@ -61,7 +52,7 @@ type reader struct {
 	entries []entry
 	head    stream.Pos // everything up to it is in entries, or concerns nobody
 	lost    bool       // entries were dropped: the database has to be read
-	saved   stream.Pos // the position stored last
+	pos     stream.Pos // stored: all up to it is in the queue. Used by run alone
 }
 
 // entry is one change that other servers have to hear of.
@@ -69,7 +60,8 @@ type entry struct {
 	pos     stream.Pos
 	event   matrix.EventID
 	receipt *receipts.Receipt
-	user    matrix.UserID // whose devices have changed
+	lists   bool // somebody's devices or keys have changed
+	parcel  bool // a to-device message waits
 	servers []matrix.ServerName
 }
 
@@ -92,8 +84,12 @@ func (r *reader) hear(changes []stream.Change) {
 				}
 			}
 		case stream.KindDeviceList:
-			if c.User.Server() == r.own {
-				fresh = append(fresh, entry{pos: c.Pos, user: c.User})
+			if l, ok := c.Payload.(*e2ee.ListChange); c.User.Server() == r.own && (!ok || l.Viewer == "") {
+				fresh = append(fresh, entry{pos: c.Pos, lists: true})
+			}
+		case stream.KindToDevice:
+			if c.User.Server() != r.own {
+				fresh = append(fresh, entry{pos: c.Pos, parcel: true})
 			}
 		}
 	}
@@ -121,16 +117,21 @@ func (r *reader) destinations(e *events.Event) []matrix.ServerName {
 	member := e.Type == "m.room.member" && e.IsState()
 	var to []matrix.ServerName
 	if e.Sender.Server() == r.own && e.Pos > 0 && !e.Hidden() {
-		to = r.servers.of(e.Room)
-		if member && e.Membership != "invite" {
-			// Whoever is removed has to hear of it, also if only invited.
-			if s := matrix.UserID(e.Key()).Server(); s != r.own && s != "" && !slices.Contains(to, s) {
-				to = append(slices.Clone(to), s)
-			}
-		}
+		to = r.withSubject(e, r.servers.of(e.Room))
 	}
 	if member && e.Pos > 0 && !e.Hidden() {
 		r.servers.apply(e)
+	}
+	return to
+}
+
+// withSubject adds the server of somebody who is removed: it has to hear of it, also if the user was only invited.
+func (r *reader) withSubject(e *events.Event, to []matrix.ServerName) []matrix.ServerName {
+	if e.Type != "m.room.member" || !e.IsState() || e.Membership == "invite" {
+		return to
+	}
+	if s := matrix.UserID(e.Key()).Server(); s != r.own && s != "" && !slices.Contains(to, s) {
+		return append(slices.Clone(to), s)
 	}
 	return to
 }
@@ -197,7 +198,7 @@ func (r *reader) position(ctx context.Context) (stream.Pos, error) {
 func (r *reader) flush(ctx context.Context, save bool) error {
 	r.mu.Lock()
 	list, head, lost := r.entries, r.head, r.lost
-	save = save && head != r.saved
+	save = save && head != r.pos
 	r.mu.Unlock()
 	if lost {
 		pos, err := r.position(ctx)
@@ -218,51 +219,81 @@ func (r *reader) flush(ctx context.Context, save bool) error {
 	if len(list) == 0 && !save {
 		return nil
 	}
-	if err := r.store(ctx, list, head); err != nil {
+	if err := r.store(ctx, list, r.pos, head); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.saved = head
 	if !r.lost {
 		r.entries = r.entries[len(list):]
 	}
 	return nil
 }
 
-// store queues entries and moves the position to head, in one transaction.
-func (r *reader) store(ctx context.Context, list []entry, head stream.Pos) error {
+// store queues entries, all that concerns others in (from, head], and moves the position to head, in one
+// transaction.
+func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos) error {
 	var rows []row
 	reads := map[matrix.ServerName][]*receipts.Receipt{}
-	devices := map[matrix.UserID]stream.Pos{}
+	lists, parcels := false, false
 	for _, e := range list {
-		switch {
-		case e.event != "":
-			for _, s := range e.servers {
+		lists, parcels = lists || e.lists, parcels || e.parcel
+		for _, s := range e.servers {
+			if e.event != "" {
 				rows = append(rows, row{server: s, event: e.event})
-			}
-		case e.receipt != nil:
-			for _, s := range e.servers {
+			} else if e.receipt != nil {
 				reads[s] = append(reads[s], e.receipt)
 			}
-		default:
-			devices[e.user] = e.pos
 		}
 	}
 	for s, list := range reads {
 		rows = append(rows, receiptRows(s, list)...)
 	}
-	for user, pos := range devices {
-		more, err := r.deviceRows(ctx, user, pos)
+	if lists {
+		more, err := r.listRows(ctx, from, head)
 		if err != nil {
 			return err
 		}
 		rows = append(rows, more...)
 	}
-	return r.queue.put(ctx, rows, func(tx *sqldb.Tx) error {
+	if parcels {
+		out, err := r.keys.Outgoing(ctx, 0, head)
+		if err != nil {
+			return err
+		}
+		for _, p := range out {
+			rows = append(rows, row{server: p.Server, edu: newEDU("m.direct_to_device", p.Content)})
+		}
+	}
+	err := r.queue.put(ctx, rows, func(tx *sqldb.Tx) error {
+		if parcels {
+			if err := r.keys.DropOutgoing(tx, head); err != nil {
+				return err
+			}
+		}
 		_, err := tx.Exec(qSavePosition, int64(head))
 		return err
 	})
+	if err == nil {
+		r.pos = head
+	}
+	return err
+}
+
+// listRows tells the servers that share a room with a user of a change of the user's devices.
+func (r *reader) listRows(ctx context.Context, from, to stream.Pos) ([]row, error) {
+	updates, err := r.keys.ListUpdates(ctx, from, to)
+	if err != nil {
+		return nil, fmt.Errorf("describing changes of devices: %w", err)
+	}
+	var rows []row
+	for _, u := range updates {
+		raw := newEDU(u.Type, u.Content)
+		for _, s := range r.servers.sharing(u.User) {
+			rows = append(rows, row{server: s, edu: raw})
+		}
+	}
+	return rows, nil
 }
 
 func receiptRows(server matrix.ServerName, list []*receipts.Receipt) []row {
@@ -281,27 +312,7 @@ func receiptRows(server matrix.ServerName, list []*receipts.Receipt) []row {
 	return rows
 }
 
-func (r *reader) deviceRows(ctx context.Context, user matrix.UserID, pos stream.Pos) ([]row, error) {
-	to := r.servers.sharing(user)
-	if len(to) == 0 || r.devices == nil {
-		return nil, nil
-	}
-	list, err := r.devices.DeviceListEDUs(ctx, user, pos)
-	if err != nil {
-		return nil, fmt.Errorf("describing a change of devices: %w", err)
-	}
-	var rows []row
-	for _, d := range list {
-		raw := newEDU(d.Type, d.Content)
-		for _, s := range to {
-			rows = append(rows, row{server: s, edu: raw})
-		}
-	}
-	return rows, nil
-}
-
-// catchUp reads the log from the database: after a restart, or when too much has gathered. The servers are those of
-// now, which after a crash are those of then.
+// catchUp reads the log from the database: after a restart, or when too much has gathered.
 func (r *reader) catchUp(ctx context.Context, pos stream.Pos) error {
 	r.mu.Lock()
 	end := r.head
@@ -309,6 +320,7 @@ func (r *reader) catchUp(ctx context.Context, pos stream.Pos) error {
 		end = min(end, r.entries[0].pos-1)
 	}
 	r.mu.Unlock()
+	r.pos = pos
 	for pos < end {
 		changes, err := r.log.Changes(ctx, pos, end, catchUpPage)
 		if err != nil {
@@ -322,7 +334,7 @@ func (r *reader) catchUp(ctx context.Context, pos stream.Pos) error {
 		if err != nil {
 			return err
 		}
-		if err := r.store(ctx, list, next); err != nil {
+		if err := r.store(ctx, list, pos, next); err != nil {
 			return err
 		}
 		pos = next
@@ -341,18 +353,24 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 			case stream.KindReceipt:
 				reads = true
 			case stream.KindDeviceList:
-				if c.User.Server() == r.own {
-					list = append(list, entry{pos: c.Pos, user: c.User})
-				}
+				list = append(list, entry{pos: c.Pos, lists: true})
+			case stream.KindToDevice:
+				list = append(list, entry{pos: c.Pos, parcel: c.User.Server() != r.own})
 			case stream.KindEvent:
 				evs, err := r.events.Timeline(tx, c.Room, c.Pos-1, c.Pos, 1, true)
 				if err != nil {
 					return err
 				}
 				for _, e := range evs {
-					if e.Sender.Server() == r.own && !e.Hidden() {
-						list = append(list, entry{pos: c.Pos, event: e.ID, servers: r.serversNow(e)})
+					if e.Sender.Server() != r.own || e.Hidden() {
+						continue
 					}
+					in, err := r.rooms.ServersAt(tx, e.Room, e.Pos)
+					if err != nil {
+						return err
+					}
+					in = slices.DeleteFunc(in, func(s matrix.ServerName) bool { return s == r.own })
+					list = append(list, entry{pos: c.Pos, event: e.ID, servers: r.withSubject(e, in)})
 				}
 			}
 		}
@@ -371,14 +389,4 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 		}
 	}
 	return list, nil
-}
-
-func (r *reader) serversNow(e *events.Event) []matrix.ServerName {
-	to := r.servers.of(e.Room)
-	if e.Type == "m.room.member" && e.IsState() && e.Membership != "invite" {
-		if s := matrix.UserID(e.Key()).Server(); s != r.own && s != "" && !slices.Contains(to, s) {
-			to = append(slices.Clone(to), s)
-		}
-	}
-	return to
 }

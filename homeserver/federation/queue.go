@@ -210,6 +210,18 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 	return nil
 }
 
+// volatile adds what is worth sending only now. A server that fails is not told.
+func (q *queue) volatile(server matrix.ServerName, add func(*volatile)) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	d := q.dest(server)
+	if d.failures > 0 {
+		return
+	}
+	add(&d.vol)
+	q.start(d)
+}
+
 // place finds the batch of each row.
 func (q *queue) place(rows []row) []*batch {
 	q.mu.Lock()
