@@ -38,7 +38,11 @@ type Hub struct {
 	order []*Room                 // rooms of the recent events, the oldest first (a ring)
 	next  int
 
-	eph     atomic.Int64 // sequence of what lives in memory only
+	start stream.Pos // the head when the hub began
+	head  stream.Pos // the head up to which everybody in the process is told
+	woken []*User    // to be woken when the head has moved
+
+	eph     atomic.Int64       // sequence of what lives in memory only
 	pending map[*Room]struct{} // rooms with gathered changes
 	timer   *time.Timer
 }
@@ -66,6 +70,7 @@ type User struct {
 	last    [stream.Kinds]stream.Pos
 	member  stream.Pos // newest change of a membership of this user
 	waiters []*Waiter
+	woken   bool
 	// Presence is the Ephemeral sequence of the newest presence change that
 	// concerns this user.
 	presence int64
@@ -77,8 +82,11 @@ func New(l *stream.Log, server matrix.ServerName) *Hub {
 		server: server, rooms: map[matrix.RoomID]*Room{}, users: map[matrix.UserID]*User{},
 		order: make([]*Room, recentTotal), pending: map[*Room]struct{}{},
 	}
+	h.start = l.Head()
+	h.head = h.start
 	h.eph.Store(time.Now().UnixMilli())
 	l.Subscribe(h.publish)
+	l.Ring(func() { h.ring(l.Head()) })
 	return h
 }
 
@@ -140,7 +148,28 @@ func (h *Hub) leave(r *Room, u *User) {
 	}
 }
 
-// publish takes in a commit's changes and wakes whom they concern.
+// ring moves the head and wakes those whom the commit concerns.
+func (h *Hub) ring(head stream.Pos) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.head = head
+	for i, u := range h.woken {
+		u.woken = false
+		u.wake()
+		h.woken[i] = nil
+	}
+	h.woken = h.woken[:0]
+}
+
+// wakeAtRing notes a user to be woken when the head has moved.
+func (h *Hub) wakeAtRing(u *User) {
+	if len(u.waiters) > 0 && !u.woken {
+		u.woken = true
+		h.woken = append(h.woken, u)
+	}
+}
+
+// publish takes in a commit's changes and notes whom they concern.
 func (h *Hub) publish(changes []stream.Change) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -166,7 +195,7 @@ func (h *Hub) publish(changes []stream.Change) {
 		default:
 			if u := h.users[c.User]; u != nil {
 				u.last[c.Kind] = c.Pos
-				u.wake()
+				h.wakeAtRing(u)
 			}
 		}
 	}
@@ -176,7 +205,7 @@ func (h *Hub) publish(changes []stream.Change) {
 func (h *Hub) deviceList(c *stream.Change) {
 	u := h.user(c.User)
 	u.last[c.Kind] = c.Pos
-	u.wake()
+	h.wakeAtRing(u)
 	for r := range u.rooms {
 		if len(r.members) > 1000 {
 			// Those who merely share a very large room read it at their next wake-up.
@@ -188,7 +217,7 @@ func (h *Hub) deviceList(c *stream.Change) {
 		for m := range r.members {
 			if m.Local {
 				m.last[c.Kind] = c.Pos
-				m.wake()
+				h.wakeAtRing(m)
 			}
 		}
 	}
@@ -202,7 +231,7 @@ func (h *Hub) event(e *events.Event, pos stream.Pos) {
 	if e.Flags&events.FlagOutlier != 0 { // an invitation to a room that is elsewhere, or its end
 		if u := h.users[matrix.UserID(e.Key())]; u != nil {
 			u.member = pos
-			u.wake()
+			h.wakeAtRing(u)
 		}
 		return
 	}
@@ -222,9 +251,7 @@ func (h *Hub) event(e *events.Event, pos stream.Pos) {
 		h.membership(r, e)
 	}
 	for u := range r.members {
-		if len(u.waiters) > 0 {
-			u.wake()
-		}
+		h.wakeAtRing(u)
 	}
 }
 
@@ -237,7 +264,7 @@ func (h *Hub) membership(r *Room, e *events.Event) {
 	}
 	if u.Local {
 		u.member = e.Pos
-		u.wake()
+		h.wakeAtRing(u)
 	}
 }
 

@@ -24,6 +24,8 @@ type Snapshot struct {
 	Rooms    []RoomState
 	Last     [stream.Kinds]stream.Pos // newest change of each kind for this user
 	Member   stream.Pos               // newest change of one of his memberships
+	Start    stream.Pos               // changes up to here are not in Last and Member
+	Head     stream.Pos               // the snapshot's position
 	Presence int64
 }
 
@@ -33,6 +35,7 @@ func (h *Hub) Snapshot(user matrix.UserID, since stream.Pos, eph int64, s *Snaps
 	s.Rooms = s.Rooms[:0]
 	h.mu.RLock()
 	defer h.mu.RUnlock()
+	s.Start, s.Head = h.start, h.head
 	u := h.users[user]
 	if u == nil {
 		s.Last, s.Member, s.Presence = [stream.Kinds]stream.Pos{}, 0, 0
@@ -61,6 +64,13 @@ func (h *Hub) Recent(room matrix.RoomID, from, to stream.Pos) (list []*events.Ev
 		lo = hi
 	}
 	return slices.Clip(r.recent[lo:hi]), r.floor <= from
+}
+
+// Head is the position up to which everybody in the process has been told.
+func (h *Hub) Head() stream.Pos {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.head
 }
 
 // LastEvent is the newest position in a room's timeline.

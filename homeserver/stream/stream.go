@@ -93,6 +93,7 @@ type Log struct {
 	head        atomic.Int64
 	queue       chan *entry
 	subscribers []func([]Change)
+	bells       []func()
 
 	mu      sync.Mutex
 	bell    chan struct{} // closed and replaced at each commit
@@ -133,6 +134,11 @@ func (l *Log) Head() Pos { return Pos(l.head.Load()) }
 // on the log's own goroutine: it must be quick and must not Append. Register
 // before Run.
 func (l *Log) Subscribe(fn func(changes []Change)) { l.subscribers = append(l.subscribers, fn) }
+
+// Ring registers fn to be called after each commit when all subscribers have
+// seen its changes and Head has moved: the moment to wake those who wait.
+// Register before Run.
+func (l *Log) Ring(fn func()) { l.bells = append(l.bells, fn) }
 
 // Append reserves n positions and runs fn with the first of them in a
 // transaction shared with other appends. It returns the first position once the
@@ -274,6 +280,9 @@ func (l *Log) publish(group []*entry) {
 		guarded(fn, changes)
 	}
 	l.head.Store(int64(head))
+	for _, fn := range l.bells {
+		guarded(func([]Change) { fn() }, nil)
+	}
 	l.mu.Lock()
 	close(l.bell)
 	l.bell = make(chan struct{})

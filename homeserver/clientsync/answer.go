@@ -1,0 +1,418 @@
+package clientsync
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/hub"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/state"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+)
+
+// work is an answer being made.
+type work struct {
+	s    *Sync
+	q    *request
+	ctx  context.Context //nolint:containedctx // lives as long as the request
+	snap hub.Snapshot
+	to   stream.Pos
+	eph  int64
+
+	b    []byte
+	some bool // something happened
+
+	data map[matrix.RoomID][]accountdata.Entry
+}
+
+var snapshots = sync.Pool{New: func() any { return &hub.Snapshot{} }}
+
+// answer makes the body of an answer; some says whether anything happened.
+func (s *Sync) answer(ctx context.Context, q *request) (body []byte, some bool, err error) {
+	w := &work{s: s, q: q, ctx: ctx, eph: s.Hub.Ephemeral()}
+	snap := snapshots.Get().(*hub.Snapshot)
+	defer snapshots.Put(snap)
+	since, eph := q.since.Pos, q.since.Eph
+	if q.initial || q.full {
+		since, eph = -1, -1
+	}
+	s.Hub.Snapshot(q.user, since, eph, snap)
+	w.snap, w.to = *snap, snap.Head
+	if !q.initial && !q.full && w.quiet() {
+		return nil, false, nil
+	}
+	err = w.make()
+	*snap = w.snap // its slice may have grown
+	return w.b, w.some, err
+}
+
+// quiet reports, from memory alone, that nothing can have happened.
+func (w *work) quiet() bool {
+	from := w.q.since.Pos
+	if len(w.snap.Rooms) > 0 || from < w.snap.Start || w.snap.Member > from || w.snap.Presence > w.q.since.Eph {
+		return false
+	}
+	for _, last := range w.snap.Last {
+		if last > from {
+			return false
+		}
+	}
+	return w.q.device == "" || !w.s.Keys.HasToDevice(w.q.user, w.q.device, w.q.since.ToDevice)
+}
+
+// changed reports whether a kind may have changed for the user since the token.
+func (w *work) changed(k stream.Kind) bool {
+	return w.q.initial || w.q.since.Pos < w.snap.Start || w.snap.Last[k] > w.q.since.Pos
+}
+
+func (w *work) make() error {
+	w.b = append(buffer(), `{"next_batch":"`...)
+	mark := len(w.b) // the token is put in at the end
+	token := Token{Pos: w.to, Eph: w.eph, ToDevice: w.to}
+	var tail []byte
+	if w.needsDB() {
+		err := w.s.DB.Read(w.ctx, func(tx *sqldb.Tx) error {
+			w.b, tail, w.some = w.b[:mark], buffer(), false
+			return w.sections(tx, &tail, &token)
+		})
+		if err != nil {
+			return err
+		}
+	} else {
+		tail = buffer()
+		if err := w.sections(nil, &tail, &token); err != nil {
+			return err
+		}
+	}
+	w.b = append(w.b, token.String()...)
+	w.b = append(w.b, '"')
+	w.b = w.s.appendKeyCounts(w.b, w.q)
+	w.b = append(w.b, tail...)
+	w.b = append(w.b, '}')
+	bodies.Put(&tail)
+	return nil
+}
+
+// needsDB reports whether anything beside rooms whose events are at hand must be
+// looked at.
+func (w *work) needsDB() bool {
+	q := w.q
+	if q.initial || q.full || q.since.Pos < w.snap.Start || w.snap.Member > q.since.Pos {
+		return true
+	}
+	if w.changed(stream.KindAccountData) || w.changed(stream.KindDeviceList) {
+		return true
+	}
+	if q.device != "" && w.s.Keys.HasToDevice(q.user, q.device, q.since.ToDevice) {
+		return true
+	}
+	for i := range w.snap.Rooms {
+		r := &w.snap.Rooms[i]
+		if r.Joined > q.since.Pos {
+			return true
+		}
+		if r.LastEvent > q.since.Pos {
+			list, complete := w.s.Hub.Recent(r.ID, q.since.Pos, w.to)
+			if !complete || len(list) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter && r.LastState > q.since.Pos {
+				return true
+			}
+			if q.filter.LazyMembers() && !w.s.shared.has(w.sharedKey(r.ID)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// sections writes everything after the token. tx is nil when all is at hand.
+func (w *work) sections(tx *sqldb.Tx, out *[]byte, token *Token) error {
+	if err := w.accountData(tx, out); err != nil {
+		return err
+	}
+	if err := w.rooms(tx, out); err != nil {
+		return err
+	}
+	if err := w.toDevice(tx, out, token); err != nil {
+		return err
+	}
+	if err := w.deviceLists(tx, out); err != nil {
+		return err
+	}
+	w.presence(out)
+	return nil
+}
+
+func (w *work) accountData(tx *sqldb.Tx, out *[]byte) error {
+	w.data = nil
+	if !w.changed(stream.KindAccountData) {
+		return nil
+	}
+	var global []accountdata.Entry
+	var err error
+	if w.q.initial {
+		global, w.data, err = w.s.Data.All(w.ctx, tx, w.q.user)
+	} else {
+		global, w.data, err = w.s.Data.Since(w.ctx, tx, w.q.user, w.q.since.Pos, w.to)
+	}
+	if err != nil {
+		return err
+	}
+	rules := w.s.Push.RulesSince(w.q.user, w.q.since.Pos, w.to)
+	if w.q.initial {
+		rules = w.s.Push.Rules(w.q.user)
+	}
+	if rules != nil {
+		global = append(global, accountdata.Entry{Type: accountdata.TypePushRules, Content: rules})
+	}
+	f := w.q.filter.GlobalAccountData()
+	list := make([][]byte, 0, len(global))
+	for _, e := range global {
+		if f.Match(e.Type, w.q.user) {
+			list = append(list, plainEvent(e.Type, e.Content))
+		}
+	}
+	if len(list) > 0 {
+		w.some = true
+		*out = append(*out, `,"account_data":`...)
+		*out = appendEvents(*out, list)
+	}
+	return nil
+}
+
+// plainEvent is an event of nothing but type and content.
+func plainEvent(typ string, content []byte) []byte {
+	b := make([]byte, 0, len(typ)+len(content)+24)
+	b = append(append(b, `{"content":`...), content...)
+	b = append(b, `,"type":`...)
+	return append(events.AppendString(b, typ), '}')
+}
+
+func appendEvents(dst []byte, list [][]byte) []byte {
+	dst = append(dst, `{"events":[`...)
+	for i, e := range list {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, e...)
+	}
+	return append(dst, `]}`...)
+}
+
+func (w *work) toDevice(tx *sqldb.Tx, out *[]byte, token *Token) error {
+	q := w.q
+	if q.device == "" || tx == nil {
+		return nil
+	}
+	msgs, upTo, err := w.s.Keys.ToDevice(w.ctx, tx, q.user, q.device, q.since.ToDevice, w.to, maxToDevice)
+	if err != nil {
+		return err
+	}
+	token.ToDevice = upTo
+	if len(msgs) == 0 {
+		return nil
+	}
+	w.some = true
+	list := make([][]byte, len(msgs))
+	for i, m := range msgs {
+		list[i] = m
+	}
+	*out = append(*out, `,"to_device":`...)
+	*out = appendEvents(*out, list)
+	return nil
+}
+
+// appendKeyCounts is in every answer: clients take what is missing for zero.
+func (s *Sync) appendKeyCounts(b []byte, q *request) []byte {
+	if q.device == "" {
+		return b
+	}
+	counts, unused := s.Keys.KeyCounts(q.user, q.device)
+	b = append(b, `,"device_one_time_keys_count":{`...)
+	first := true
+	for alg, n := range counts {
+		if !first {
+			b = append(b, ',')
+		}
+		first = false
+		b = events.AppendString(b, alg)
+		b = append(b, ':')
+		b = appendInt(b, n)
+	}
+	b = append(b, `},"device_unused_fallback_key_types":[`...)
+	for i, alg := range unused {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = events.AppendString(b, alg)
+	}
+	return append(b, ']')
+}
+
+// deviceLists tells whose keys to read again and whose to forget.
+// Spec: client-server-api#tracking-the-device-list-for-a-user
+func (w *work) deviceLists(tx *sqldb.Tx, out *[]byte) error {
+	if w.q.initial {
+		return nil
+	}
+	changed, left := map[matrix.UserID]bool{}, map[matrix.UserID]bool{}
+	if err := w.listChanges(tx, changed, left); err != nil {
+		return err
+	}
+	for u := range changed {
+		delete(left, u)
+	}
+	if len(changed)+len(left) == 0 {
+		return nil
+	}
+	w.some = true
+	b, err := json.Marshal(map[string][]matrix.UserID{"changed": keys(changed), "left": keys(left)})
+	if err != nil {
+		return err
+	}
+	*out = append(append(*out, `,"device_lists":`...), b...)
+	return nil
+}
+
+func keys(m map[matrix.UserID]bool) []matrix.UserID {
+	out := make([]matrix.UserID, 0, len(m))
+	for u := range m {
+		out = append(out, u)
+	}
+	return out
+}
+
+func (w *work) listChanges(tx *sqldb.Tx, changed, left map[matrix.UserID]bool) error {
+	q, h := w.q, w.s.Hub
+	if w.changed(stream.KindDeviceList) {
+		list, err := w.s.Keys.DeviceListChanges(w.ctx, tx, q.user, q.since.Pos, w.to)
+		if err != nil {
+			return err
+		}
+		for _, u := range list {
+			if h.SharesRoom(q.user, u) {
+				changed[u] = true
+			}
+		}
+	}
+	for i := range w.snap.Rooms {
+		r := &w.snap.Rooms[i]
+		if r.Joined > q.since.Pos {
+			for _, u := range h.Members(r.ID) {
+				if u != q.user {
+					changed[u] = true
+				}
+			}
+			continue
+		}
+		if r.LastState > q.since.Pos {
+			if err := w.memberChanges(tx, r.ID, changed, left); err != nil {
+				return err
+			}
+		}
+	}
+	if w.snap.Member <= q.since.Pos && q.since.Pos >= w.snap.Start {
+		return nil
+	}
+	gone, err := w.s.Rooms.MembershipsSince(tx, q.user, q.since.Pos, w.to)
+	if err != nil {
+		return err
+	}
+	for _, m := range gone {
+		if m.Membership == "join" || !m.WasJoined {
+			continue
+		}
+		for _, u := range h.Members(m.Room) {
+			if !h.SharesRoom(q.user, u) {
+				left[u] = true
+			}
+		}
+	}
+	return nil
+}
+
+// memberChanges looks at who came to and left a room that the user stays in.
+func (w *work) memberChanges(tx *sqldb.Tx, id matrix.RoomID, changed, left map[matrix.UserID]bool) error {
+	see := func(u matrix.UserID, membership string) {
+		switch {
+		case u == w.q.user:
+		case membership == "join":
+			changed[u] = true
+		case !w.s.Hub.SharesRoom(w.q.user, u):
+			left[u] = true
+		}
+	}
+	list, complete := w.s.Hub.Recent(id, w.q.since.Pos, w.to)
+	if complete || tx == nil {
+		for _, e := range list {
+			if e.Type == "m.room.member" && e.StateKey != nil && !e.Hidden() {
+				if e.Membership == "join" && e.Replaced != nil && e.Replaced.Membership == "join" {
+					continue // a new name or picture
+				}
+				see(matrix.UserID(*e.StateKey), e.Membership)
+			}
+		}
+		return nil
+	}
+	rows, err := state.Delta(tx, id, w.q.since.Pos, w.to)
+	if err != nil {
+		return err
+	}
+	for _, row := range rows {
+		if row.Type == "m.room.member" {
+			see(matrix.UserID(row.StateKey), row.Membership)
+		}
+	}
+	return nil
+}
+
+// Changes answers /keys/changes between two tokens.
+func (s *Sync) Changes(ctx context.Context, user matrix.UserID, from, to string) (changed, left []matrix.UserID, err error) {
+	t, err := ParseToken(from)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := ParseToken(to); err != nil {
+		return nil, nil, err
+	}
+	w := &work{s: s, ctx: ctx, q: &request{user: user, since: t}}
+	s.Hub.Snapshot(user, t.Pos, t.Eph, &w.snap)
+	w.to = w.snap.Head
+	c, l := map[matrix.UserID]bool{}, map[matrix.UserID]bool{}
+	err = s.DB.Read(ctx, func(tx *sqldb.Tx) error { return w.listChanges(tx, c, l) })
+	for u := range c {
+		delete(l, u)
+	}
+	return keys(c), keys(l), err
+}
+
+func (w *work) presence(out *[]byte) {
+	if !w.s.Presence.Enabled() || w.q.filter.PresenceFilter().MatchesNothing() {
+		return
+	}
+	since := w.q.since.Eph
+	if w.q.initial {
+		since = 0
+	} else if w.snap.Presence <= since {
+		return
+	}
+	f := w.q.filter.PresenceFilter()
+	var list [][]byte
+	for _, st := range w.s.Presence.Since(w.q.user, since) {
+		if f.Match("m.presence", st.User) && !w.q.ignored.Has(st.User) {
+			list = append(list, st.Event(w.s.Now()))
+		}
+	}
+	if len(list) > 0 {
+		w.some = true
+		*out = append(*out, `,"presence":`...)
+		*out = appendEvents(*out, list)
+	}
+}
+
+// standing is a room that the user is not joined to.
+type standing = rooms.Member

@@ -1,0 +1,281 @@
+// Package clientsync answers GET /sync: what happened for a user since a token.
+//
+// A waiting client costs a goroutine and a channel. When it is woken, the hub
+// says which of its rooms have changed; the newest events of a room are at hand
+// in memory, and their encoding is shared by all clients that are equally far
+// and use the same filter. Only what is not at hand is read from the database,
+// in one snapshot. A client for whom nothing happened causes no query.
+//
+// It owns no tables. Spec: client-server-api#syncing. The token is
+// "s<position>_<ephemeral>", with "_<position>" for to-device messages where
+// they are behind; its first part is the token of /messages too.
+//
+// Invariants: the waiter is registered before anything is read; a token never
+// runs ahead of what its answer holds.
+package clientsync
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
+	"github.com/carillon-chat/carillon/homeserver/e2ee"
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/hub"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/presence"
+	"github.com/carillon-chat/carillon/homeserver/push"
+	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/carillon-chat/carillon/homeserver/typing"
+)
+
+const (
+	// maxTimeout bounds how long a client may wait.
+	maxTimeout = 5 * time.Minute
+	// defaultLimit and maxLimit bound the timeline of a room.
+	defaultLimit = 20
+	maxLimit     = 1000
+	// maxToDevice is how many to-device messages go into one answer.
+	maxToDevice = 100
+)
+
+// Parts are the features that an answer is made of.
+type Parts struct {
+	DB       *sqldb.DB
+	Hub      *hub.Hub
+	Events   *events.Store
+	Rooms    *rooms.Rooms
+	Data     *accountdata.Data
+	Keys     *e2ee.Keys
+	Receipts *receipts.Receipts
+	Typing   *typing.Typing
+	Presence *presence.Presence
+	Push     *push.Push
+	Now      matrix.Now
+}
+
+// Sync answers /sync.
+type Sync struct {
+	Parts
+	shared sharedCache
+	slots  sync.Map // matrix.UserID+device → *slot
+}
+
+// New makes it of its parts.
+func New(p Parts) *Sync {
+	if p.Now == nil {
+		p.Now = time.Now
+	}
+	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*sharedEntry{}}}
+}
+
+// Routes is GET /sync.
+func (s *Sync) Routes() []httpapi.Route {
+	return []httpapi.Route{{
+		Method: "GET", Path: "/_matrix/client/v3/sync", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: s.get,
+	}}
+}
+
+// Token is a place in the log and in what lives in memory.
+type Token struct {
+	Pos      stream.Pos
+	Eph      int64
+	ToDevice stream.Pos // 0: as Pos
+}
+
+// String is the token as clients get it.
+func (t Token) String() string {
+	s := "s" + strconv.FormatInt(int64(t.Pos), 10) + "_" + strconv.FormatInt(t.Eph, 10)
+	if t.ToDevice != 0 && t.ToDevice != t.Pos {
+		s += "_" + strconv.FormatInt(int64(t.ToDevice), 10)
+	}
+	return s
+}
+
+// ParseToken reads a token.
+func ParseToken(s string) (t Token, err error) {
+	bad := matrix.InvalidParam("%q is not a token of this server's /sync", s)
+	rest, ok := strings.CutPrefix(s, "s")
+	if !ok || len(s) > 80 {
+		return t, bad
+	}
+	parts := strings.Split(rest, "_")
+	if len(parts) > 3 {
+		return t, bad
+	}
+	nums := [3]int64{}
+	for i, p := range parts {
+		if nums[i], err = strconv.ParseInt(p, 10, 64); err != nil || nums[i] < 0 {
+			return t, bad
+		}
+	}
+	t = Token{stream.Pos(nums[0]), nums[1], stream.Pos(nums[2])}
+	if t.ToDevice == 0 {
+		t.ToDevice = t.Pos
+	}
+	return t, nil
+}
+
+// request is one call of /sync.
+type request struct {
+	user       matrix.UserID
+	device     matrix.DeviceID
+	since      Token
+	initial    bool
+	full       bool // full_state
+	stateAfter bool
+	timeout    time.Duration
+	filter     *accountdata.Filter
+	ignored    accountdata.Ignored
+}
+
+func (s *Sync) get(c *httpapi.Call) (any, error) {
+	q, err := s.parse(c)
+	if err != nil {
+		return nil, err
+	}
+	if s.Presence.Enabled() {
+		done := s.Presence.Connect(q.user, c.Query("set_presence"))
+		defer done()
+	}
+	if !q.initial && q.device != "" {
+		if err := s.Keys.AckToDevice(c.Ctx(), q.user, q.device, q.since.ToDevice); err != nil {
+			return nil, err
+		}
+	}
+	done, replaced := s.enter(q)
+	defer done()
+	w := s.Hub.Wait(q.user)
+	defer w.Close()
+	var timer *time.Timer
+	for {
+		body, some, err := s.answer(c.Ctx(), q)
+		if err != nil {
+			return nil, err
+		}
+		if some || q.initial || q.full || q.timeout == 0 {
+			return write(c, body)
+		}
+		if timer == nil {
+			timer = time.NewTimer(q.timeout)
+			defer timer.Stop()
+		}
+		select {
+		case <-w.C:
+			continue
+		case <-timer.C:
+		case <-replaced:
+		case <-c.Draining():
+		case <-c.Ctx().Done():
+			return nil, c.Ctx().Err()
+		}
+		return write(c, s.empty(q))
+	}
+}
+
+// write sends the body in one piece.
+func write(c *httpapi.Call, body []byte) (any, error) {
+	h := c.W.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	c.W.WriteHeader(http.StatusOK)
+	_, _ = c.W.Write(body) // the client may be gone; it will ask again
+	bodies.Put(&body)
+	return httpapi.Done, nil
+}
+
+func (s *Sync) parse(c *httpapi.Call) (*request, error) {
+	q := &request{user: c.Caller.User, device: c.Caller.Device}
+	var err error
+	if v := c.Query("since"); v == "" {
+		q.initial = true
+	} else if q.since, err = ParseToken(v); err != nil {
+		return nil, err
+	}
+	if q.full, err = c.Bool("full_state"); err != nil {
+		return nil, err
+	}
+	if q.stateAfter, err = c.Bool("use_state_after"); err != nil {
+		return nil, err
+	}
+	if !q.stateAfter {
+		if q.stateAfter, err = c.Bool("org.matrix.msc4222.use_state_after"); err != nil {
+			return nil, err
+		}
+	}
+	ms, err := c.QueryInt("timeout", 0, 0, int(maxTimeout/time.Millisecond))
+	if err != nil {
+		return nil, err
+	}
+	q.timeout = time.Duration(ms) * time.Millisecond
+	switch c.Query("set_presence") {
+	case "", "online", "offline", "unavailable":
+	default:
+		return nil, matrix.InvalidParam("set_presence must be online, offline or unavailable")
+	}
+	if q.filter, err = s.Data.ResolveFilter(c.Ctx(), q.user, c.Query("filter")); err != nil {
+		return nil, err
+	}
+	q.ignored = s.Data.Ignored(q.user)
+	if head := s.Hub.Head(); q.since.Pos > head {
+		q.since.Pos, q.since.ToDevice = head, head // of a database that was set back
+	}
+	return q, nil
+}
+
+// maxWaiting is how many waiting syncs a device may have; the oldest is answered.
+const maxWaiting = 10
+
+// slot counts the syncs of one device.
+type slot struct {
+	mu      sync.Mutex
+	waiting []chan struct{}
+}
+
+// enter bounds the waiting syncs of a device.
+func (s *Sync) enter(q *request) (done func(), replaced chan struct{}) {
+	key := string(q.user) + "\x00" + string(q.device)
+	v, ok := s.slots.Load(key)
+	if !ok {
+		v, _ = s.slots.LoadOrStore(key, &slot{})
+	}
+	sl, replaced := v.(*slot), make(chan struct{})
+	sl.mu.Lock()
+	sl.waiting = append(sl.waiting, replaced)
+	if len(sl.waiting) > maxWaiting {
+		close(sl.waiting[0])
+		sl.waiting = sl.waiting[1:]
+	}
+	sl.mu.Unlock()
+	return func() {
+		sl.mu.Lock()
+		defer sl.mu.Unlock()
+		for i, w := range sl.waiting {
+			if w == replaced {
+				sl.waiting = append(sl.waiting[:i], sl.waiting[i+1:]...)
+				break
+			}
+		}
+	}, replaced
+}
+
+// bodies are buffers for answers.
+var bodies = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
+
+func buffer() []byte { return (*bodies.Get().(*[]byte))[:0] }
+
+// empty is the answer when nothing happened in the time that the client waits.
+func (s *Sync) empty(q *request) []byte {
+	b := append(buffer(), `{"next_batch":"`...)
+	b = append(b, q.since.String()...)
+	b = append(b, '"')
+	b = s.appendKeyCounts(b, q)
+	return append(b, '}')
+}

@@ -1,0 +1,572 @@
+package clientsync
+
+import (
+	"encoding/json"
+	"slices"
+	"strconv"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/hub"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/state"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+)
+
+func appendInt(b []byte, n int) []byte { return strconv.AppendInt(b, int64(n), 10) }
+
+// section collects the rooms of one kind: join, invite, knock or leave.
+type section struct {
+	name  string
+	b     []byte
+	count int
+}
+
+func (s *section) add(id matrix.RoomID) {
+	if s.count == 0 {
+		s.b = buffer()
+	} else {
+		s.b = append(s.b, ',')
+	}
+	s.count++
+	s.b = events.AppendString(s.b, string(id))
+	s.b = append(s.b, ':')
+}
+
+func (w *work) rooms(tx *sqldb.Tx, out *[]byte) error {
+	join := section{name: "join"}
+	others := [3]section{{name: "invite"}, {name: "knock"}, {name: "leave"}}
+	seen := map[matrix.RoomID]bool{}
+	for i := range w.snap.Rooms {
+		r := &w.snap.Rooms[i]
+		if w.data != nil {
+			seen[r.ID] = true
+		}
+		if !w.q.filter.MatchRoom(r.ID) {
+			continue
+		}
+		if err := w.joined(tx, &join, r); err != nil {
+			return err
+		}
+	}
+	// Rooms in which nothing happened but a change of account data.
+	for id := range w.data {
+		if !seen[id] && w.q.filter.MatchRoom(id) && w.s.Hub.Joined(w.q.user, id) {
+			r := hub.RoomState{ID: id}
+			if err := w.joined(tx, &join, &r); err != nil {
+				return err
+			}
+		}
+	}
+	if err := w.notJoined(tx, &others); err != nil {
+		return err
+	}
+	if join.count+others[0].count+others[1].count+others[2].count == 0 {
+		return nil
+	}
+	w.some = true
+	*out = append(*out, `,"rooms":{`...)
+	first := true
+	for _, s := range []*section{&join, &others[0], &others[1], &others[2]} {
+		if s.count == 0 {
+			continue
+		}
+		if !first {
+			*out = append(*out, ',')
+		}
+		first = false
+		*out = append(append(append(*out, '"'), s.name...), `":{`...)
+		*out = append(append(*out, s.b...), '}')
+		bodies.Put(&s.b)
+	}
+	*out = append(*out, '}')
+	return nil
+}
+
+// joined writes one joined room, if there is anything to tell of it.
+func (w *work) joined(tx *sqldb.Tx, sec *section, r *hub.RoomState) error {
+	q := w.q
+	fresh := q.initial || r.Joined > q.since.Pos
+	mark, count := len(sec.b), sec.count
+	sec.add(r.ID)
+	open := len(sec.b)
+	sec.b = append(sec.b, '{')
+	some := false
+	if fresh || q.full || r.LastEvent > q.since.Pos {
+		piece, err := w.events(tx, r, fresh)
+		if err != nil {
+			return err
+		}
+		sec.b = append(sec.b, piece...)
+		some = len(piece) > 0
+	}
+	if fresh || r.LastEvent > q.since.Pos || r.LastReceipt > q.since.Pos {
+		var err error
+		if sec.b, err = w.appendUnread(sec.b, r.ID); err != nil {
+			return err
+		}
+	}
+	eph, err := w.ephemeral(r, fresh)
+	if err != nil {
+		return err
+	}
+	if len(eph) > 0 {
+		some = true
+		sec.b = append(w.comma(sec.b), `"ephemeral":`...)
+		sec.b = appendEvents(sec.b, eph)
+	}
+	if list := w.roomData(tx, r.ID, fresh); len(list) > 0 {
+		some = true
+		sec.b = append(w.comma(sec.b), `"account_data":`...)
+		sec.b = appendEvents(sec.b, list)
+	}
+	if !some && !fresh && !q.full {
+		if open > 0 && count == 0 {
+			sec.b = sec.b[:0]
+		} else {
+			sec.b = sec.b[:mark]
+		}
+		sec.count = count
+		return nil
+	}
+	sec.b = append(sec.b, '}')
+	return nil
+}
+
+func (w *work) comma(b []byte) []byte {
+	if b[len(b)-1] != '{' {
+		return append(b, ',')
+	}
+	return b
+}
+
+// appendUnread writes the counts; those of the main timeline and all threads
+// together unless the client asked for threads.
+func (w *work) appendUnread(b []byte, id matrix.RoomID) ([]byte, error) {
+	u, err := w.s.Push.Counts(w.ctx, id, w.q.user)
+	if err != nil {
+		return b, err
+	}
+	c := u.Main
+	threads := w.q.filter.Timeline() != nil && w.q.filter.Timeline().UnreadThreads
+	if !threads {
+		c = u.Total()
+	}
+	b = append(w.comma(b), `"unread_notifications":{"highlight_count":`...)
+	b = appendInt(b, c.Highlight)
+	b = append(b, `,"notification_count":`...)
+	b = appendInt(b, c.Notify)
+	b = append(b, '}')
+	if threads && len(u.Threads) > 0 {
+		j, err := json.Marshal(u.Threads)
+		if err != nil {
+			return b, err
+		}
+		b = append(append(b, `,"unread_thread_notifications":`...), j...)
+	}
+	return b, nil
+}
+
+func (w *work) ephemeral(r *hub.RoomState, fresh bool) ([][]byte, error) {
+	f := w.q.filter.Ephemeral()
+	var list [][]byte
+	if f.MatchesNothing() || !f.MatchRoom(r.ID) {
+		return nil, nil
+	}
+	from, eph := w.q.since.Pos, w.q.since.Eph
+	if fresh {
+		from, eph = 0, 0
+	}
+	if (fresh || r.LastReceipt > from) && f.MatchType("m.receipt") {
+		contents, err := w.s.Receipts.Content(w.ctx, w.q.user, r.ID, from, w.to)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range contents {
+			list = append(list, plainEvent("m.receipt", c))
+		}
+	}
+	if (fresh || r.Typing > eph) && f.MatchType("m.typing") {
+		if c := w.s.Typing.Since(r.ID, eph); c != nil {
+			list = append(list, plainEvent("m.typing", c))
+		}
+	}
+	return list, nil
+}
+
+func (w *work) roomData(tx *sqldb.Tx, id matrix.RoomID, fresh bool) [][]byte {
+	entries := w.data[id]
+	if fresh && !w.q.initial && tx != nil { // a room joined anew: all that the user keeps for it
+		if _, all, err := w.s.Data.All(w.ctx, tx, w.q.user); err == nil {
+			entries = all[id]
+		}
+	}
+	f := w.q.filter.RoomAccountData()
+	var list [][]byte
+	for _, e := range entries {
+		if f.Match(e.Type, w.q.user) && f.MatchRoom(id) {
+			list = append(list, plainEvent(e.Type, e.Content))
+		}
+	}
+	return list
+}
+
+// notJoined writes invitations, knocks and rooms left.
+func (w *work) notJoined(tx *sqldb.Tx, out *[3]section) error {
+	q := w.q
+	if tx == nil || !q.initial && q.since.Pos >= w.snap.Start && w.snap.Member <= q.since.Pos {
+		return nil
+	}
+	var list []standing
+	var err error
+	if q.initial {
+		list, err = w.s.Rooms.Memberships(tx, q.user)
+	} else {
+		list, err = w.s.Rooms.MembershipsSince(tx, q.user, q.since.Pos, w.to)
+	}
+	if err != nil {
+		return err
+	}
+	for _, m := range list {
+		if !q.filter.MatchRoom(m.Room) || m.Pos > w.to {
+			continue
+		}
+		switch m.Membership {
+		case "invite":
+			if !q.ignored.Has(m.Sender) {
+				out[0].stripped(m, "invite_state")
+			}
+		case "knock":
+			out[1].stripped(m, "knock_state")
+		case "leave", "ban":
+			if m.Forgotten || q.initial && !q.filter.IncludeLeave() {
+				continue
+			}
+			if err := w.left(tx, &out[2], m); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *section) stripped(m standing, field string) {
+	s.add(m.Room)
+	st := m.Stripped
+	if len(st) == 0 {
+		st = []byte("[]")
+	}
+	s.b = append(append(append(s.b, `{"`...), field...), `":{"events":`...)
+	s.b = append(append(s.b, st...), `}}`...)
+}
+
+// left writes a room that the user has left: its history up to then.
+func (w *work) left(tx *sqldb.Tx, sec *section, m standing) error {
+	from := w.q.since.Pos
+	if w.q.initial {
+		from = 0
+	}
+	if !m.WasJoined { // an invitation that was declined or taken back
+		e, err := w.s.Events.Get(tx, m.Event)
+		if err != nil || e == nil {
+			return err
+		}
+		sec.add(m.Room)
+		sec.b = append(sec.b, `{"state":{"events":[]},"timeline":{"limited":false,"prev_batch":"`...)
+		sec.b = append(sec.b, Token{Pos: m.Pos - 1}.String()...)
+		sec.b = append(sec.b, `","events":[`...)
+		sec.b = w.appendEvent(sec.b, e)
+		sec.b = append(sec.b, `]}}`...)
+		return nil
+	}
+	t, err := w.timeline(tx, m.Room, from, m.Pos, true)
+	if err != nil {
+		return err
+	}
+	sec.add(m.Room)
+	sec.b = append(sec.b, '{')
+	if err := w.stateOf(tx, t, m.Room, from, m.Pos, w.q.initial || w.q.full); err != nil {
+		return err
+	}
+	sec.b = w.appendTimeline(sec.b, t)
+	sec.b = append(sec.b, '}')
+	return nil
+}
+
+// timeline is the part of a room's history that an answer holds.
+type timeline struct {
+	list    []*events.Event
+	limited bool
+	start   stream.Pos // before the first event
+	state   []*events.Event
+	after   bool // state is that after the timeline
+}
+
+// timeline reads the newest events in (from, to] that the user may and wants to
+// see. check asks for history visibility to be looked at.
+func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, check bool) (*timeline, error) {
+	f := w.q.filter.Timeline()
+	limit := f.Limit(defaultLimit, maxLimit)
+	t := &timeline{start: from}
+	at := to
+	for len(t.list) <= limit {
+		page, err := w.s.Events.Timeline(tx, id, from, at, limit+1, false)
+		if err != nil {
+			return nil, err
+		}
+		whole := len(page) <= limit
+		if len(page) > 0 {
+			at = page[len(page)-1].Pos - 1
+		}
+		if check {
+			if page, err = w.s.Rooms.VisibleTx(tx, w.q.user, id, page); err != nil {
+				return nil, err
+			}
+		}
+		for _, e := range page {
+			if w.wanted(e) {
+				t.list = append(t.list, e)
+			}
+		}
+		if whole {
+			break
+		}
+	}
+	if len(t.list) > limit {
+		t.list, t.limited = t.list[:limit], true
+	}
+	slices.Reverse(t.list)
+	if t.limited {
+		t.start = t.list[0].Pos - 1
+	}
+	return t, w.s.Events.Complete(tx, t.list)
+}
+
+// wanted applies the filter and the list of ignored users.
+func (w *work) wanted(e *events.Event) bool {
+	if e.Hidden() || e.StateKey == nil && w.q.ignored.Has(e.Sender) {
+		return false
+	}
+	f := w.q.filter.Timeline()
+	if f.MatchesAll() {
+		return true
+	}
+	return f.MatchEvent(e.Room, e.Type, e.Sender, contentFor(f, e))
+}
+
+func contentFor(f interface{ NeedsContent() bool }, e *events.Event) []byte {
+	if f.NeedsContent() {
+		return e.Content()
+	}
+	return nil
+}
+
+// events writes timeline, state and summary of a joined room, without braces.
+func (w *work) events(tx *sqldb.Tx, r *hub.RoomState, fresh bool) ([]byte, error) {
+	q := w.q
+	if !fresh && !q.full {
+		list, complete := w.s.Hub.Recent(r.ID, q.since.Pos, w.to)
+		if complete {
+			return w.recent(tx, r, list)
+		}
+	}
+	from := q.since.Pos
+	if fresh {
+		from = 0
+	}
+	t, err := w.timeline(tx, r.ID, from, w.to, fresh)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.stateOf(tx, t, r.ID, from, w.to, fresh || q.full); err != nil {
+		return nil, err
+	}
+	if !fresh && !q.full && len(t.list) == 0 && len(t.state) == 0 {
+		return nil, nil
+	}
+	b := w.appendTimeline(nil, t)
+	return w.appendSummary(tx, b, r.ID, fresh || q.full || r.LastState > from)
+}
+
+// recent writes a room whose new events are all at hand.
+func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
+	own := false
+	for _, e := range list {
+		if e.SentBy(w.q.user) {
+			own = true
+		}
+	}
+	share := !own && len(w.q.ignored) == 0
+	key := w.sharedKey(r.ID)
+	if share {
+		if b, ok := w.s.shared.get(key); ok {
+			return b, nil
+		}
+	}
+	b, err := w.encodeRecent(tx, r, list)
+	if err != nil {
+		return nil, err
+	}
+	if share {
+		w.s.shared.put(key, b)
+	}
+	return b, nil
+}
+
+func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
+	limit := w.q.filter.Timeline().Limit(defaultLimit, maxLimit)
+	t := &timeline{start: w.q.since.Pos}
+	members := false
+	for _, e := range list {
+		if e.Type == "m.room.member" {
+			members = true
+		}
+		if w.wanted(e) {
+			t.list = append(t.list, e)
+		}
+	}
+	if len(t.list) > limit {
+		t.list, t.limited = t.list[len(t.list)-limit:], true
+		t.start = t.list[0].Pos - 1
+	}
+	if tx != nil {
+		if err := w.stateOf(tx, t, r.ID, w.q.since.Pos, w.to, false); err != nil {
+			return nil, err
+		}
+	}
+	if len(t.list) == 0 && len(t.state) == 0 {
+		return nil, nil
+	}
+	return w.appendSummary(tx, w.appendTimeline(nil, t), r.ID, members)
+}
+
+// stateOf fills in the state that goes with a timeline: what changed between
+// from and its start (or its end, for clients that want it so), everything for a
+// room that is new to the client; with lazy loading members only of those who
+// speak.
+// Spec: client-server-api#lazy-loading-room-members
+func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, all bool) error {
+	t.after = w.q.stateAfter
+	end := t.start
+	if t.after {
+		end = to
+	}
+	var rows []state.Row
+	var err error
+	switch {
+	case all:
+		if !t.after && !t.limited {
+			end = 0 // the timeline reaches back to the beginning
+			if len(t.list) > 0 {
+				end = t.list[0].Pos - 1
+			}
+		}
+		rows, err = state.At(tx, id, end)
+	case end > from:
+		rows, err = state.Delta(tx, id, from, end)
+	}
+	if err != nil {
+		return err
+	}
+	lazy := w.q.filter.LazyMembers()
+	if lazy {
+		if rows, err = w.lazyRows(tx, t, id, rows, end, all); err != nil {
+			return err
+		}
+	}
+	if t.state, err = w.s.Rooms.EventsOf(tx, rows); err != nil {
+		return err
+	}
+	if f := w.q.filter.State(); !f.MatchesAll() {
+		t.state = slices.DeleteFunc(t.state, func(e *events.Event) bool {
+			return !f.MatchEvent(id, e.Type, e.Sender, contentFor(f, e))
+		})
+	}
+	return w.s.Events.Complete(tx, t.state)
+}
+
+// lazyRows keeps of the members those who speak in the timeline, and adds the
+// ones that did not change.
+func (w *work) lazyRows(tx *sqldb.Tx, t *timeline, id matrix.RoomID, rows []state.Row, end stream.Pos, all bool) ([]state.Row, error) {
+	need := map[string]bool{}
+	for _, e := range t.list {
+		need[string(e.Sender)] = true
+		if e.Type == "m.room.member" && e.StateKey != nil {
+			delete(need, *e.StateKey)
+		}
+	}
+	if all {
+		need[string(w.q.user)] = true
+		heroes, err := w.heroes(tx, id)
+		if err != nil {
+			return nil, err
+		}
+		for _, h := range heroes {
+			need[string(h)] = true
+		}
+	}
+	out := rows[:0]
+	for _, r := range rows {
+		if r.Type != "m.room.member" || need[r.StateKey] || !all && r.StateKey == string(w.q.user) {
+			out = append(out, r)
+			delete(need, r.StateKey)
+		}
+	}
+	if end == 0 {
+		return out, nil
+	}
+	for u := range need {
+		row, ok, err := state.KeyAt(tx, id, state.Key{Type: "m.room.member", StateKey: u}, end)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			out = append(out, row)
+		}
+	}
+	return out, nil
+}
+
+func (w *work) appendTimeline(b []byte, t *timeline) []byte {
+	if len(b) > 0 && b[len(b)-1] != '{' {
+		b = append(b, ',')
+	}
+	if t.after {
+		b = append(b, `"state_after":{"events":[`...)
+	} else {
+		b = append(b, `"state":{"events":[`...)
+	}
+	for i, e := range t.state {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = w.appendEvent(b, e)
+	}
+	b = append(b, `]},"timeline":{"events":[`...)
+	for i, e := range t.list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = w.appendEvent(b, e)
+	}
+	b = append(b, `],"limited":`...)
+	b = strconv.AppendBool(b, t.limited)
+	start := t.start
+	if len(t.list) > 0 {
+		start = t.list[0].Pos - 1
+	}
+	b = append(b, `,"prev_batch":"`...)
+	b = append(b, Token{Pos: max(start, 0)}.String()...)
+	return append(b, `"}`...)
+}
+
+func (w *work) appendEvent(b []byte, e *events.Event) []byte {
+	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now()}
+	switch {
+	case w.q.filter.Federation():
+		return append(b, e.JSON...)
+	case w.q.filter.HasFields():
+		return append(b, w.q.filter.Project(e.AppendClient(nil, f))...)
+	}
+	return e.AppendClient(b, f)
+}

@@ -1,0 +1,148 @@
+package clientsync
+
+import (
+	"encoding/json"
+	"slices"
+	"sync"
+
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/state"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+)
+
+// maxHeroes is how many members stand for a room without a name.
+const maxHeroes = 5
+
+// heroes lists the first members beside the user, if the room has no name.
+// Spec: client-server-api#calculating-the-display-name-for-a-room
+func (w *work) heroes(tx *sqldb.Tx, id matrix.RoomID) ([]matrix.UserID, error) {
+	for _, typ := range []string{"m.room.name", "m.room.canonical_alias"} {
+		row, ok, err := state.KeyAt(tx, id, state.Key{Type: typ}, w.to)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			e, err := w.s.Rooms.EventsOf(tx, []state.Row{row})
+			if err != nil {
+				return nil, err
+			}
+			if len(e) == 1 && (e[0].ContentString("name") != "" || e[0].ContentString("alias") != "") {
+				return nil, nil
+			}
+		}
+	}
+	rows, err := state.TypeAt(tx, id, "m.room.member", w.to)
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(rows, func(a, b state.Row) int { return int(min(max(a.From-b.From, -1), 1)) })
+	var present, gone []matrix.UserID
+	for _, r := range rows {
+		if r.StateKey == string(w.q.user) {
+			continue
+		}
+		switch r.Membership {
+		case "join", "invite":
+			present = append(present, matrix.UserID(r.StateKey))
+		case "leave", "ban":
+			gone = append(gone, matrix.UserID(r.StateKey))
+		}
+		if len(present) == maxHeroes {
+			break
+		}
+	}
+	if len(present) == 0 {
+		present = gone
+	}
+	return present[:min(len(present), maxHeroes)], nil
+}
+
+// appendSummary writes the counts of members, and the heroes where the room has
+// no name. Without a transaction only the counts are at hand, which then have
+// changed alone.
+func (w *work) appendSummary(tx *sqldb.Tx, b []byte, id matrix.RoomID, changed bool) ([]byte, error) {
+	if !changed {
+		return b, nil
+	}
+	joined, invited, err := w.s.Rooms.Summary(w.ctx, id)
+	if err != nil {
+		return b, err
+	}
+	if len(b) > 0 {
+		b = w.comma(b)
+	}
+	b = append(b, `"summary":{"m.joined_member_count":`...)
+	b = appendInt(b, joined)
+	b = append(b, `,"m.invited_member_count":`...)
+	b = appendInt(b, invited)
+	if tx != nil {
+		heroes, err := w.heroes(tx, id)
+		if err != nil {
+			return b, err
+		}
+		if heroes != nil {
+			j, err := json.Marshal(heroes)
+			if err != nil {
+				return b, err
+			}
+			b = append(append(b, `,"m.heroes":`...), j...)
+		}
+	}
+	return append(b, '}'), nil
+}
+
+// sharedKey names an encoding that serves all clients with the same place and
+// filter.
+type sharedKey struct {
+	room     matrix.RoomID
+	from, to stream.Pos
+	filter   *accountdata.Filter
+	after    bool
+}
+
+func (w *work) sharedKey(id matrix.RoomID) sharedKey {
+	return sharedKey{id, w.q.since.Pos, w.to, w.q.filter, w.q.stateAfter}
+}
+
+// sharedEntry is one encoding.
+type sharedEntry struct{ b []byte }
+
+// maxShared bounds the encodings kept.
+const maxShared = 512
+
+// sharedCache keeps the newest encodings of rooms' changes.
+type sharedCache struct {
+	mu      sync.RWMutex
+	entries map[sharedKey]*sharedEntry
+	order   []sharedKey
+}
+
+func (c *sharedCache) get(k sharedKey) ([]byte, bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if e := c.entries[k]; e != nil {
+		return e.b, true
+	}
+	return nil, false
+}
+
+func (c *sharedCache) has(k sharedKey) bool {
+	_, ok := c.get(k)
+	return ok
+}
+
+func (c *sharedCache) put(k sharedKey, b []byte) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries[k] != nil {
+		return
+	}
+	if len(c.order) == maxShared {
+		delete(c.entries, c.order[0])
+		c.order = c.order[1:]
+	}
+	c.entries[k] = &sharedEntry{b: b}
+	c.order = append(c.order, k)
+}
