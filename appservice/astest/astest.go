@@ -75,11 +75,12 @@ type delivery struct {
 // Fault is how a request fails.
 type Fault int
 
-// The ways to fail: not at all, with status 500 before or after the effect.
+// The ways to fail: not at all, with status 500 before or after the effect, or with a refusal (M_FORBIDDEN).
 const (
 	FaultNone Fault = iota
 	FaultBefore
 	FaultAfter
+	FaultRefused
 )
 
 // New builds a homeserver that knows the service's bot.

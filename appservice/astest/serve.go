@@ -36,7 +36,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)
 		return
 	}
-	out, refused := s.handle(r, body)
+	var out any
+	refused := &refusal{http.StatusForbidden, "M_FORBIDDEN"}
+	if fault != FaultRefused {
+		out, refused = s.handle(r, body)
+	}
 	switch {
 	case fault == FaultAfter:
 		w.WriteHeader(http.StatusInternalServerError)
