@@ -1,0 +1,500 @@
+package push_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/push"
+	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+)
+
+type fixture struct {
+	*world
+	p *push.Push
+	r *receipts.Receipts
+}
+
+func open(t testing.TB, db *sqldb.DB) *fixture {
+	t.Helper()
+	w := newWorld(t, db)
+	data, err := accountdata.New(w.ctx, db, w.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	places := receipts.NewPlaces(w.store, w.log)
+	r, err := receipts.New(w.ctx, db, w.log, here, places, w.hub, data, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := push.New(w.ctx, db, w.log, w.store, w.hub, places, r, push.Options{AllowInsecure: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.api.Add(p.Routes()...)
+	w.run(r.Run, p.Run)
+	return &fixture{w, p, r}
+}
+
+func (f *fixture) unread(room matrix.RoomID, user matrix.UserID) push.Unread {
+	f.t.Helper()
+	u, err := f.p.Counts(f.ctx, room, user)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return u
+}
+
+// read marks everything in a room as read.
+func (f *fixture) read(room matrix.RoomID, user matrix.UserID) {
+	f.t.Helper()
+	list, _ := f.hub.Recent(room, 0, f.log.Head())
+	f.mark(room, user, list[len(list)-1].ID, "")
+}
+
+func (f *fixture) mark(room matrix.RoomID, user matrix.UserID, id matrix.EventID, thread string) {
+	f.t.Helper()
+	if err := f.r.Mark(f.ctx, user, room, "m.read", id, thread); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+func (f *fixture) check(room matrix.RoomID, user matrix.UserID, want string) {
+	f.t.Helper()
+	u := f.unread(room, user)
+	got := fmt.Sprintf("%d/%d", u.Main.Notify, u.Main.Highlight)
+	var threads []string
+	for root, c := range u.Threads {
+		threads = append(threads, fmt.Sprintf(" %s %d/%d", root[:4], c.Notify, c.Highlight))
+	}
+	slices.Sort(threads)
+	got += strings.Join(threads, "")
+	if got != want {
+		f.t.Helper()
+		f.t.Errorf("%s has %s, want %s", user, got, want)
+	}
+}
+
+// custom gives a user a rule that never matches: the counts are then worked out
+// event by event and have to be the same.
+func (f *fixture) custom(user matrix.UserID) {
+	f.t.Helper()
+	f.want(user, "PUT", rule("override", "never"), `{"actions":["notify"],"conditions":[{"kind":"moon"}]}`, 200, "")
+}
+
+func thread(root matrix.EventID) string {
+	return fmt.Sprintf(`{"msgtype":"m.text","body":"in","m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, root)
+}
+
+func TestCounts(t *testing.T) {
+	for _, how := range []string{"default", "custom"} {
+		t.Run(how, func(t *testing.T) { testCounts(t, how == "custom") })
+	}
+}
+
+func testCounts(t *testing.T, custom bool) {
+	db := sqldbtest.Open(t)
+	f := open(t, db)
+	if custom {
+		f.custom(bob)
+	}
+	room := f.room(alice)
+	f.say(room, alice, "before bob came")
+	f.join(room, bob)
+	f.check(room, bob, "0/0")
+	one := f.say(room, alice, "one")
+	f.send(room, alice, "m.room.encrypted", `{"algorithm":"x"}`)
+	f.send(room, alice, "m.room.message", `{"msgtype":"m.notice","body":"notice"}`)
+	f.send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, one))
+	f.send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"edit","m.relates_to":{"rel_type":"m.replace","event_id":%q}}`, one))
+	f.set(room, alice, "m.room.topic", "", `{"topic":"t"}`)
+	f.join(room, carol)
+	f.check(room, bob, "2/0")
+	f.check(room, alice, "0/0")
+	f.check(room, carol, "0/0")
+
+	mention := f.send(room, alice, "m.room.message", `{"msgtype":"m.text","body":"hey","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	f.check(room, bob, "3/1")
+	f.check(room, carol, "1/0")
+	// A mention notifies by whatever event; the room's mention by those who may.
+	extra := f.send(room, alice, "x.y", `{"m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	f.check(room, bob, "4/2")
+	f.check(room, carol, "1/0")
+	all := f.send(room, alice, "m.room.message", `{"body":"all","m.mentions":{"room":true}}`)
+	f.check(room, bob, "5/3")
+	f.check(room, carol, "2/1")
+	f.send(room, carol, "m.room.message", `{"body":"all","m.mentions":{"room":true}}`)
+	f.check(room, bob, "6/3")
+	f.check(room, carol, "0/0") // she has spoken
+
+	for _, id := range []matrix.EventID{mention, extra, all} {
+		f.redact(room, alice, id)
+	}
+	f.check(room, bob, "3/0")
+	f.mark(room, bob, one, "")
+	f.check(room, bob, "2/0")
+	// The same after a restart.
+	f.stop()
+	f = open(t, db)
+	f.check(room, bob, "2/0")
+	f.check(room, carol, "0/0")
+	f.say(room, bob, "mine")
+	f.check(room, bob, "0/0")
+	f.say(room, alice, "more")
+	f.check(room, bob, "1/0")
+	f.set(room, alice, "m.room.tombstone", "", `{"body":"moved","replacement_room":"!x:y"}`)
+	f.check(room, bob, "2/1")
+	if err := f.rooms.Leave(f.ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
+		t.Fatal(err)
+	}
+	f.check(room, bob, "0/0")
+	f.join(room, bob)
+	f.check(room, bob, "0/0")
+	f.say(room, alice, "welcome back")
+	f.check(room, bob, "1/0")
+}
+
+func TestThreadCounts(t *testing.T) {
+	for _, how := range []string{"default", "custom"} {
+		t.Run(how, func(t *testing.T) { testThreadCounts(t, how == "custom") })
+	}
+}
+
+func testThreadCounts(t *testing.T, custom bool) {
+	db := sqldbtest.Open(t)
+	f := open(t, db)
+	if custom {
+		f.custom(bob)
+	}
+	room := f.room(alice, bob)
+	a, b := f.say(room, alice, "A"), f.say(room, alice, "B")
+	c := f.send(room, alice, "m.room.message", thread(a))
+	d := f.send(room, alice, "m.room.message", thread(b))
+	e := f.send(room, alice, "m.room.message", thread(a))
+	i := f.say(room, alice, "I")
+	name := func(id matrix.EventID) string { return string(id[:4]) }
+	sorted := func(x, y string) string {
+		if x > y {
+			x, y = y, x
+		}
+		return x + y
+	}
+	f.check(room, bob, "3/0"+sorted(" "+name(a)+" 2/0", " "+name(b)+" 1/0"))
+	if n := f.unread(room, bob).Total().Notify; n != 6 {
+		t.Errorf("total %d", n)
+	}
+	f.mark(room, bob, c, string(a))
+	f.check(room, bob, "3/0"+sorted(" "+name(a)+" 1/0", " "+name(b)+" 1/0"))
+	f.mark(room, bob, b, "main")
+	f.check(room, bob, "1/0"+sorted(" "+name(a)+" 1/0", " "+name(b)+" 1/0"))
+	f.mark(room, bob, d, "")
+	f.check(room, bob, "1/0 "+name(a)+" 1/0")
+	f.mark(room, bob, i, "main")
+	f.check(room, bob, "0/0 "+name(a)+" 1/0")
+	f.stop()
+	f = open(t, db)
+	f.check(room, bob, "0/0 "+name(a)+" 1/0")
+	f.mark(room, bob, e, string(a))
+	f.check(room, bob, "0/0")
+	// An event that relates to one of a thread belongs to it; a message of one's
+	// own there marks that thread alone.
+	f.send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"ref","m.relates_to":{"rel_type":"m.reference","event_id":%q}}`, e))
+	f.say(room, alice, "main")
+	f.check(room, bob, "1/0 "+name(a)+" 1/0")
+	f.send(room, bob, "m.room.message", thread(a))
+	f.check(room, bob, "1/0")
+}
+
+// The counts of a long backlog, read in pieces after a restart.
+func TestLongTail(t *testing.T) {
+	db := sqldbtest.Open(t)
+	f := open(t, db)
+	room := f.room(alice, bob, carol)
+	var ids []matrix.EventID
+	for i := range 1200 {
+		if i%10 == 9 {
+			f.send(room, alice, "m.room.message", thread(ids[0]))
+			continue
+		}
+		ids = append(ids, f.say(room, alice, "x"))
+	}
+	f.stop()
+	f = open(t, db)
+	f.mark(room, bob, ids[len(ids)-5], "main")
+	f.check(room, bob, "4/0 "+string(ids[0][:4])+" 50/0") // threads as far as is read
+	u := f.unread(room, carol)
+	if u.Main.Notify != 1080 || u.Threads[ids[0]].Notify != 120 {
+		t.Errorf("carol has %+v", u)
+	}
+}
+
+// What the default rules say at once for everybody is what they say one by one:
+// rules that change nothing are worked out the long way.
+func TestClassify(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	f.custom(carol)
+	room := f.room(alice, bob, carol)
+	for _, x := range []struct{ typ, content string }{
+		{"m.room.message", `{"body":"x"}`},
+		{"M.ROOM.Message", `{"body":"x"}`},
+		{"m.room.message", `{"msgtype":"M.NOTICE","m.mentions":{"room":true}}`},
+		{"m.room.message", `{"msgtype":5,"m.mentions":{"room":"true"}}`},
+		{"m.room.message", `{"m.mentions":5}`},
+		{"m.room.message", `{"m.mentions":{"user_ids":"@bob:a.example"}}`},
+		{"m.room.message", `{"m.mentions":{"user_ids":["@bob:a.example",7,"@carol:a.example","@bob:a.example"]}}`},
+		{"m.room.message", `{"m.mentions":{"room":true,"user_ids":["@bob:a.example","@carol:a.example"]}}`},
+		{"m.reaction", `{"m.mentions":{"user_ids":["@bob:a.example","@carol:a.example"]}}`},
+		{"m.reaction", `{}`},
+		{"m.room.encrypted", `{"m.relates_to":{"rel_type":"m.replace","event_id":"$x"}}`},
+		{"m.room.message", `{"m.relates_to":{"rel_type":"m.replace"},"m.mentions":{"user_ids":["@bob:a.example","@carol:a.example"]}}`},
+		{"m.call.invite", `{}`},
+		{"m.room.tombstone", `{}`},
+		{"m.room.server_acl", `{}`},
+		{"m.sticker", `{}`},
+	} {
+		f.send(room, alice, x.typ, x.content)
+		if b, c := f.unread(room, bob), f.unread(room, carol); b.Total() != c.Total() {
+			t.Errorf("%s %s: at once %+v, one by one %+v", x.typ, x.content, b.Total(), c.Total())
+		}
+	}
+	if b := f.unread(room, bob).Total(); b.Notify == 0 || b.Highlight == 0 {
+		t.Errorf("nothing counted: %+v", b)
+	}
+}
+
+// Rules change what is unread at once.
+func TestMute(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	room := f.room(alice, bob)
+	f.say(room, alice, "one")
+	f.check(room, bob, "1/0")
+	f.want(bob, "PUT", rule("room", string(room)), `{"actions":[]}`, 200, "")
+	f.check(room, bob, "0/0")
+	f.send(room, alice, "m.room.message", `{"body":"x","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	f.check(room, bob, "1/1")
+	f.want(bob, "DELETE", rule("room", string(room)), ``, 200, "")
+	f.check(room, bob, "2/1")
+	f.want(bob, "PUT", rule("sender", string(alice)), `{"actions":[]}`, 200, "")
+	f.check(room, bob, "1/1")
+	f.want(bob, "PUT", rule("override", ".m.rule.master")+"/enabled", `{"enabled":true}`, 200, "")
+	f.check(room, bob, "0/0")
+}
+
+// gateway is a push gateway that remembers what it was sent.
+type gateway struct {
+	*httptest.Server
+	mu     sync.Mutex
+	status int
+	reject []string
+	got    []map[string]any
+}
+
+func newGateway(t *testing.T) *gateway {
+	g := &gateway{status: 200}
+	g.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		var m struct{ Notification map[string]any }
+		json.Unmarshal(b, &m)
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.status == 200 {
+			g.got = append(g.got, m.Notification)
+		}
+		w.WriteHeader(g.status)
+		json.NewEncoder(w).Encode(map[string]any{"rejected": g.reject})
+	}))
+	t.Cleanup(g.Close)
+	return g
+}
+
+func (g *gateway) set(status int, reject ...string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.status, g.reject = status, reject
+}
+
+func (g *gateway) events() []map[string]any {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var list []map[string]any
+	for _, n := range g.got {
+		if n["event_id"] != nil {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+func (g *gateway) pusher(key, format string) string {
+	return fmt.Sprintf(`{"kind":"http","app_id":"app","pushkey":%q,"app_display_name":"App","device_display_name":"Phone","lang":"zh","data":{"url":"%s/_matrix/push/v1/notify","format":%q,"x":1}}`, key, g.URL, format)
+}
+
+func TestPushers(t *testing.T) {
+	db := sqldbtest.Open(t)
+	f := open(t, db)
+	g := newGateway(t)
+	room := f.room(alice, bob)
+	f.set(room, alice, "m.room.name", "", `{"name":"Office"}`)
+	const set = "/_matrix/client/v3/pushers/set"
+	f.want(bob, "POST", set, g.pusher("k1", ""), 200, "")
+	f.want(alice, "POST", set, g.pusher("k2", "event_id_only"), 200, "")
+	if got := f.want(bob, "GET", "/_matrix/client/v3/pushers", "", 200, ""); !strings.Contains(got, `"pushkey":"k1"`) || strings.Contains(got, "k2") {
+		t.Errorf("pushers %s", got)
+	}
+	id := f.send(room, alice, "m.room.message", `{"body":"hi","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	eventually(t, "a notification", func() bool { return len(g.events()) == 1 })
+	n := g.events()[0]
+	dev := n["devices"].([]any)[0].(map[string]any)
+	if n["event_id"] != string(id) || n["room_name"] != "Office" || n["sender_display_name"] != "alice" || n["prio"] != "high" ||
+		n["counts"].(map[string]any)["unread"] != 1.0 || n["content"].(map[string]any)["body"] != "hi" ||
+		dev["pushkey"] != "k1" || dev["tweaks"].(map[string]any)["highlight"] != true || dev["data"].(map[string]any)["x"] != 1.0 ||
+		dev["data"].(map[string]any)["url"] != nil {
+		t.Errorf("notification %v", n)
+	}
+	f.say(room, bob, "hello")
+	eventually(t, "a second notification", func() bool { return len(g.events()) == 2 })
+	if n := g.events()[1]; n["content"] != nil || n["sender"] != nil || n["event_id"] == nil {
+		t.Errorf("event_id_only has %v", n)
+	}
+	// Reading shows the phone the new number.
+	f.say(room, alice, "again")
+	eventually(t, "a third notification", func() bool { return len(g.events()) == 3 })
+	f.read(room, bob)
+	eventually(t, "a badge", func() bool {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		last := g.got[len(g.got)-1]
+		return last["event_id"] == nil && len(last["counts"].(map[string]any)) == 0
+	})
+	// What a gateway that is down misses comes later, also after a restart.
+	g.set(500)
+	late := f.say(room, alice, "late")
+	eventually(t, "the failure to be noted", func() bool {
+		var n int64
+		db.Read(t.Context(), func(tx *sqldb.Tx) error {
+			return tx.QueryRow(`SELECT count(*) FROM pushers WHERE failing_since > 0`).Scan(&n)
+		})
+		return n == 1
+	})
+	f.stop()
+	g.set(200)
+	f = open(t, db)
+	eventually(t, "the late notification", func() bool { l := g.events(); return l[len(l)-1]["event_id"] == string(late) })
+	if n := len(g.events()); n != 4 {
+		t.Errorf("%d notifications", n)
+	}
+	// A rejected key is gone.
+	g.set(200, "k1")
+	f.say(room, alice, "last")
+	eventually(t, "the pusher to go", func() bool {
+		_, out := f.do(bob, "GET", "/_matrix/client/v3/pushers", "")
+		return out == `{"pushers":[]}`
+	})
+	// The same key for another user replaces the first one's, unless appended.
+	g.set(200)
+	f.want(bob, "POST", set, g.pusher("k2", ""), 200, "")
+	if got := f.want(alice, "GET", "/_matrix/client/v3/pushers", "", 200, ""); got != `{"pushers":[]}` {
+		t.Errorf("alice keeps %s", got)
+	}
+	f.want(alice, "POST", set, strings.Replace(g.pusher("k2", ""), `{`, `{"append":true,`, 1), 200, "")
+	f.want(bob, "POST", set, `{"kind":null,"app_id":"app","pushkey":"k2"}`, 200, "")
+	if got := f.want(alice, "GET", "/_matrix/client/v3/pushers", "", 200, ""); !strings.Contains(got, "k2") {
+		t.Errorf("alice has %s", got)
+	}
+}
+
+func TestPusherErrors(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	g := newGateway(t)
+	good := g.pusher("k", "")
+	for _, c := range []struct{ old, new, code string }{
+		{`"kind":"http",`, ``, "M_MISSING_PARAM"},
+		{`"pushkey":"k",`, ``, "M_MISSING_PARAM"},
+		{`"lang":"zh",`, ``, "M_MISSING_PARAM"},
+		{`"kind":"http"`, `"kind":"email"`, "M_INVALID_PARAM"},
+		{`"kind":"http"`, `"kind":"fax"`, "M_INVALID_PARAM"},
+		{`"kind":"http"`, `"kind":5`, "M_BAD_JSON"},
+		{`/_matrix/push/v1/notify`, `/elsewhere`, "M_INVALID_PARAM"},
+		{`http://`, `ftp://`, "M_INVALID_PARAM"},
+		{`"url"`, `"uri"`, "M_MISSING_PARAM"},
+		{`"app"`, `"` + strings.Repeat("a", 65) + `"`, "M_INVALID_PARAM"},
+		{`"k"`, `"` + strings.Repeat("a", 513) + `"`, "M_INVALID_PARAM"},
+	} {
+		f.want(bob, "POST", "/_matrix/client/v3/pushers/set", strings.Replace(good, c.old, c.new, 1), 400, c.code)
+	}
+}
+
+func TestNotifications(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	room := f.room(alice)
+	f.say(room, alice, "before")
+	f.join(room, bob)
+	one := f.say(room, alice, "one")
+	f.send(room, alice, "m.reaction", `{}`)
+	high := f.send(room, alice, "m.room.message", `{"body":"x","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	f.mark(room, bob, one, "")
+	type answer struct {
+		Next          string `json:"next_token"`
+		Notifications []struct {
+			Read  bool
+			Room  matrix.RoomID `json:"room_id"`
+			Event struct {
+				ID   matrix.EventID `json:"event_id"`
+				Room string         `json:"room_id"`
+			}
+			Actions []any
+		}
+	}
+	get := func(query string) (a answer) {
+		t.Helper()
+		json.Unmarshal([]byte(f.want(bob, "GET", "/_matrix/client/v3/notifications"+query, "", 200, "")), &a)
+		return a
+	}
+	a := get("")
+	if len(a.Notifications) != 2 || a.Next != "" || a.Notifications[0].Event.ID != high || a.Notifications[0].Read ||
+		a.Notifications[1].Event.ID != one || !a.Notifications[1].Read || a.Notifications[0].Room != room || a.Notifications[0].Event.Room != "" {
+		t.Errorf("%+v", a)
+	}
+	if a := get("?only=highlight"); len(a.Notifications) != 1 || a.Notifications[0].Event.ID != high {
+		t.Errorf("%+v", a)
+	}
+	a = get("?limit=1")
+	if len(a.Notifications) != 1 || a.Next == "" {
+		t.Fatalf("%+v", a)
+	}
+	if a = get("?limit=1&from=" + a.Next); len(a.Notifications) != 1 || a.Notifications[0].Event.ID != one {
+		t.Errorf("%+v", a)
+	}
+	f.want(bob, "GET", "/_matrix/client/v3/notifications?from=x", "", 400, "M_INVALID_PARAM")
+	f.want(bob, "GET", "/_matrix/client/v3/notifications?limit=0", "", 400, "M_INVALID_PARAM")
+}
+
+func BenchmarkCounts(b *testing.B) {
+	f := open(b, sqldbtest.Open(b))
+	room := f.room(alice, bob, carol)
+	var ids []matrix.EventID
+	for range 500 {
+		ids = append(ids, f.say(room, alice, "x"))
+	}
+	f.mark(room, bob, ids[450], "main")
+	f.custom(carol)
+	for name, u := range map[string]matrix.UserID{"default": bob, "custom": carol} {
+		f.unread(room, u)
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				f.p.Counts(f.ctx, room, u)
+			}
+		})
+	}
+}
