@@ -24,6 +24,9 @@ func (s *Server) member(r *room, caller, verb string, body []byte) (any, *refusa
 	if verb == "join" || verb == "leave" {
 		target = caller
 	}
+	if verb != "leave" && s.user(caller).suspended {
+		return nil, &refusal{http.StatusForbidden, "M_USER_SUSPENDED"}
+	}
 	was := r.membership(target)
 	in := r.membership(caller) == "join"
 	membership := verb

@@ -161,6 +161,9 @@ func (s *Server) setName(caller, userID string, body []byte) (any, *refusal) {
 	if caller != userID {
 		return forbidden()
 	}
+	if s.user(userID).suspended {
+		return nil, &refusal{http.StatusForbidden, "M_USER_SUSPENDED"}
+	}
 	s.user(userID).name = b.Name
 	s.counts["displayname"]++
 	return nil, nil

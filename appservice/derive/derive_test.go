@@ -637,11 +637,22 @@ func TestSuspension(t *testing.T) {
 	}
 	c.members("unit:branch", "005", "006")
 	c.nothing()
-	c.becomes(staff())
+	// moved and renamed while suspended: old rooms are left at once, all else waits
+	imp.People[5].Name, imp.People[5].Posts[0].Unit = "周七", "tech"
+	c.becomes(imp)
 	c.run()
-	if _, _, _, suspended := c.hs.User(user("006")); suspended {
-		t.Error("still suspended")
+	c.members("unit:branch", "005")
+	c.members("unit:tech", "002", "003", "004")
+	c.nothing()
+	back := staff()
+	back.People[5].Name, back.People[5].Posts[0].Unit = "周七", "tech"
+	c.becomes(back)
+	c.run()
+	if name, _, _, suspended := c.hs.User(user("006")); suspended || name != "周七" {
+		t.Errorf("%s suspended %v", name, suspended)
 	}
+	c.members("unit:tech", "002", "003", "004", "006")
+	c.nothing()
 }
 
 func TestForeignAliasIsLeftAlone(t *testing.T) {

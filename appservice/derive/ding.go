@@ -37,7 +37,7 @@ func (r *Reconciler) DingRoom(ctx context.Context, person string) (id.RoomID, er
 	u, ok := r.users[person]
 	d, begun := r.dings[person]
 	r.mu.RUnlock()
-	if !ok || u.state != stateActive && u.state != stateSuspended {
+	if !ok || u.state != stateActive { // suspended people may not join; the room they have stays theirs
 		return "", ErrNoAccount
 	}
 	if begun && d.room == "" {
@@ -91,7 +91,7 @@ func (r *Reconciler) EnsureDingRooms(ctx context.Context, people []string) error
 	r.mu.RLock()
 	for _, p := range people {
 		u := r.users[p]
-		if d := r.dings[p]; (d.room == "" || !d.joined) && (u.state == stateActive || u.state == stateSuspended) {
+		if d := r.dings[p]; (d.room == "" || !d.joined) && u.state == stateActive {
 			missing = append(missing, p)
 		}
 	}

@@ -98,10 +98,10 @@ func (x *run) personJobs() []*personJob {
 	return order
 }
 
-// mayJoin reports whether the person has an account to join with and has not gone away on his own. The lock is held.
+// mayJoin reports whether the person has an account that may join and has not gone away on his own. Suspended people
+// keep their rooms and get new ones when they are back. The lock is held.
 func (x *run) mayJoin(person string, rows map[string]memberRow) bool {
-	u, ok := x.r.users[person]
-	if !ok || u.state != stateActive && u.state != stateSuspended {
+	if x.r.users[person].state != stateActive {
 		return false
 	}
 	m, known := rows[person]

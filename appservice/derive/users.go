@@ -31,7 +31,7 @@ func (x *run) usersPhase(ctx context.Context) error {
 		case !known && p.Working() && p.Localpart != "":
 			fresh = append(fresh, j)
 		case known && p.Status == org.StatusLeft && row.state != stateLocked && row.state != stateLocking,
-			known && p.Working() && (row.name != p.Name || row.state != stateOf(p)):
+			known && p.Working() && (row.state != stateOf(p) || row.state == stateActive && row.name != p.Name):
 		default:
 			continue
 		}
@@ -102,19 +102,30 @@ func (x *run) user(ctx context.Context, j *userJob) (err error) {
 		x.count("unlock", 1)
 		j.row.state, changed = stateActive, true
 	}
-	if j.row.name != p.Name {
+	want := stateOf(p)
+	suspend := func() error {
+		if err := mx.SuspendUser(ctx, user, want == stateSuspended); err != nil {
+			return fmt.Errorf("suspending: %w", err)
+		}
+		x.count("suspend", 1)
+		j.row.state, changed = want, true
+		return nil
+	}
+	// A suspended account may neither be renamed nor join: it is opened before that, and closed after.
+	if j.row.state == stateSuspended && want != stateSuspended {
+		if err := suspend(); err != nil {
+			return err
+		}
+	}
+	if j.row.name != p.Name && j.row.state == stateActive {
 		if err := mx.SetDisplayName(ctx, user, p.Name); err != nil {
 			return fmt.Errorf("setting the name: %w", err)
 		}
 		x.count("name", 1)
 		j.row.name, changed = p.Name, true
 	}
-	if want := stateOf(p); j.row.state != want {
-		if err := mx.SuspendUser(ctx, user, want == stateSuspended); err != nil {
-			return fmt.Errorf("suspending: %w", err)
-		}
-		x.count("suspend", 1)
-		j.row.state, changed = want, true
+	if j.row.state != want {
+		return suspend()
 	}
 	return nil
 }

@@ -98,7 +98,7 @@ func (r *Reconciler) compareNames(ctx context.Context, joined map[id.UserID]mxcl
 	var wrong []userRow
 	r.mu.RLock()
 	for user, m := range joined {
-		if u, ok := r.users[r.people[user]]; ok && m.DisplayName != u.name {
+		if u, ok := r.users[r.people[user]]; ok && m.DisplayName != u.name && u.state == stateActive {
 			u.name = ""
 			wrong = append(wrong, u)
 		}
