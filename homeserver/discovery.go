@@ -1,0 +1,96 @@
+package homeserver
+
+import (
+	"crypto/hmac"
+	"crypto/sha1"
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+)
+
+// TURN is what clients are told about the TURN server.
+type TURN struct {
+	URIs         []string
+	SharedSecret string // log-ins are made from it
+	Username     string // fixed, where there is no shared secret
+	Password     string
+	Lifetime     time.Duration
+}
+
+// discovery is what a client asks before anything else.
+// Spec: client-server-api#server-discovery, client-server-api#capabilities-negotiation
+func (s *Server) discovery() []httpapi.Route {
+	routes := []httpapi.Route{
+		{Method: "GET", Path: "/_matrix/client/versions", Auth: httpapi.AuthOptional, AllowSuspended: true, AllowGuest: true, Handler: s.getVersions},
+		{Method: "GET", Path: "/_matrix/client/v3/capabilities", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: s.getCapabilities},
+		{Method: "GET", Path: "/_matrix/client/v3/voip/turnServer", Auth: httpapi.AuthUser, AllowGuest: true, Handler: s.getTURN},
+		{Method: "GET", Path: "/.well-known/matrix/client", Auth: httpapi.AuthNone, Handler: s.getWellKnown},
+	}
+	if s.opts.Federation.WellKnown != "" {
+		routes = append(routes, httpapi.Route{
+			Method: "GET", Path: "/.well-known/matrix/server", Auth: httpapi.AuthNone,
+			Handler: func(*httpapi.Call) (any, error) {
+				return map[string]any{"m.server": s.opts.Federation.WellKnown}, nil
+			},
+		})
+	}
+	return routes
+}
+
+func (s *Server) getVersions(*httpapi.Call) (any, error) {
+	return map[string]any{
+		"versions": []string{
+			"r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1",
+			"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+		},
+		"unstable_features": map[string]bool{
+			"org.matrix.msc4222":        true, // state_after
+			"org.matrix.msc4133.stable": true, // profile fields
+		},
+	}, nil
+}
+
+func (s *Server) getCapabilities(*httpapi.Call) (any, error) {
+	available := map[string]string{}
+	for _, v := range rooms.Versions() {
+		available[v] = "stable"
+	}
+	return map[string]any{"capabilities": map[string]any{
+		"m.room_versions":   map[string]any{"default": s.rooms.DefaultVersion(), "available": available},
+		"m.change_password": map[string]bool{"enabled": true},
+		"m.set_displayname": map[string]bool{"enabled": true},
+		"m.set_avatar_url":  map[string]bool{"enabled": true},
+		"m.profile_fields":  map[string]bool{"enabled": true},
+		"m.3pid_changes":    map[string]bool{"enabled": false},
+		"m.get_login_token": map[string]bool{"enabled": true},
+	}}, nil
+}
+
+func (s *Server) getWellKnown(*httpapi.Call) (any, error) {
+	if s.opts.PublicURL == "" {
+		return nil, matrix.NotFound("nothing is published here")
+	}
+	return map[string]any{"m.homeserver": map[string]string{"base_url": strings.TrimSuffix(s.opts.PublicURL, "/")}}, nil
+}
+
+// getTURN makes a log-in for the TURN server that is good for a while.
+// Spec: client-server-api#voice-over-ip
+func (s *Server) getTURN(c *httpapi.Call) (any, error) {
+	t := s.opts.TURN
+	if len(t.URIs) == 0 {
+		return nil, nil
+	}
+	user, password := t.Username, t.Password
+	if t.SharedSecret != "" {
+		user = fmt.Sprintf("%d:%s", s.opts.Now().Add(t.Lifetime).Unix(), c.Caller.User)
+		mac := hmac.New(sha1.New, []byte(t.SharedSecret)) // what TURN servers ask for
+		mac.Write([]byte(user))
+		password = base64.StdEncoding.EncodeToString(mac.Sum(nil))
+	}
+	return map[string]any{"username": user, "password": password, "uris": t.URIs, "ttl": int(t.Lifetime.Seconds())}, nil
+}

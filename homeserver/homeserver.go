@@ -1,0 +1,401 @@
+// Package homeserver builds a whole Matrix homeserver of its parts, in one
+// visible function, in the order of the floors: what stands later may use what
+// stands earlier. The parts have no registry and find each other nowhere else.
+//
+// A server owns its database alone. Handler serves clients and other servers,
+// FederationHandler other servers only, for a listener of its own.
+package homeserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	log "github.com/sirupsen/logrus"
+
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
+	"github.com/carillon-chat/carillon/homeserver/accounts"
+	"github.com/carillon-chat/carillon/homeserver/applications"
+	"github.com/carillon-chat/carillon/homeserver/clientsync"
+	"github.com/carillon-chat/carillon/homeserver/devices"
+	"github.com/carillon-chat/carillon/homeserver/directory"
+	"github.com/carillon-chat/carillon/homeserver/e2ee"
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/fedclient"
+	"github.com/carillon-chat/carillon/homeserver/federation"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/hub"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/presence"
+	"github.com/carillon-chat/carillon/homeserver/profiles"
+	"github.com/carillon-chat/carillon/homeserver/push"
+	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/serverkeys"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/carillon-chat/carillon/homeserver/typing"
+)
+
+// Options is what a server is built of. The zero values are usable but for
+// ServerName, DataDir and Database.
+type Options struct {
+	ServerName matrix.ServerName
+	DataDir    string // signing key and media
+	Database   string // see sqldb.Open
+	Version    string // of the program, shown to other servers
+
+	DefaultRoomVersion string
+	Registration       accounts.Registration
+	Passwords          accounts.PasswordCost
+	MinPassword        int
+	LoginAttempts      float64 // a second, for one account; 0: not limited
+	Admins             []matrix.UserID
+	RateLimits         httpapi.RateLimits
+	Presence           bool
+
+	ApplicationServices []*accounts.ApplicationService
+	// Transports reaches application services in the same process, by ID.
+	Transports map[string]http.RoundTripper
+
+	Federation   Federation
+	Media        Media
+	TURN         TURN
+	PublicURL    string // for /.well-known/matrix/client
+	AllUsers     bool   // the user directory finds everybody of this server
+	InsecurePush bool   // push gateways may be plain HTTP
+	Now          matrix.Now
+}
+
+// Federation says how other servers are reached.
+type Federation struct {
+	Enabled bool
+	// AllowPrivate permits connections to loopback and private addresses.
+	AllowPrivate bool
+	ExtraCAs     []byte // PEM
+	// Allow are the only servers to talk to, "*.example.org" for all below;
+	// empty: all.
+	Allow     []string
+	WellKnown string // host:port for /.well-known/matrix/server
+}
+
+// Media bounds files.
+type Media struct {
+	Dir               string
+	MaxUpload         int64 // bytes
+	MaxRemote         int64 // bytes
+	MaxPixels         int
+	DynamicThumbnails bool
+}
+
+// Server is a homeserver.
+type Server struct {
+	opts Options
+	db   *sqldb.DB
+	log  *stream.Log
+	api  *httpapi.API
+	hub  *hub.Hub
+
+	accounts *accounts.Accounts
+	rooms    *rooms.Rooms
+	client   *fedclient.Client
+	runs     []run
+}
+
+// run is a part that works in the background.
+type run struct {
+	name string
+	fn   func(context.Context) error
+}
+
+// New builds a server. Close it when done, also when Run was not called.
+func New(ctx context.Context, o Options) (s *Server, err error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if err := os.MkdirAll(o.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data folder: %w", err)
+	}
+	db, err := sqldb.Open(o.Database)
+	if err != nil {
+		return nil, err
+	}
+	s = &Server{opts: o, db: db}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if err := s.build(ctx); err != nil {
+		return nil, fmt.Errorf("building the homeserver: %w", err)
+	}
+	return s, nil
+}
+
+// build is the plan of the house, from the ground up.
+func (s *Server) build(ctx context.Context) error {
+	o, db := s.opts, s.db
+	l, err := stream.Open(ctx, db)
+	if err != nil {
+		return err
+	}
+	s.log = l
+	s.api = httpapi.New(httpapi.Options{RateLimits: o.RateLimits, Now: o.Now})
+	s.hub = hub.New(l, o.ServerName)
+
+	// Keys, and the way to other servers.
+	own, err := serverkeys.Load(o.DataDir, o.ServerName)
+	if err != nil {
+		return err
+	}
+	guard := fedclient.Guard{}
+	if o.Federation.AllowPrivate {
+		guard = fedclient.Everywhere()
+	}
+	s.client, err = fedclient.New(fedclient.Options{
+		Own: own, Guard: guard, ExtraCAs: o.Federation.ExtraCAs, UserAgent: "Carillon/" + o.Version, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	ring, err := serverkeys.NewRing(ctx, db, own, s.client, serverkeys.Options{Now: o.Now})
+	if err != nil {
+		return err
+	}
+	remote := federation.NewRemote(s.client, ring)
+
+	// Accounts and what belongs to them.
+	keys, err := e2ee.New(ctx, db, l, o.ServerName, o.Now)
+	if err != nil {
+		return err
+	}
+	dev, err := devices.New(ctx, db, l, keys)
+	if err != nil {
+		return err
+	}
+	acc, err := accounts.New(ctx, db, dev, accounts.Options{
+		ServerName: o.ServerName, Registration: o.Registration, Passwords: o.Passwords, MinPassword: o.MinPassword,
+		LoginAttempts: o.LoginAttempts, ApplicationServices: o.ApplicationServices, Admins: o.Admins, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	s.accounts = acc
+	s.api.SetAuthenticator(acc)
+	data, err := accountdata.New(ctx, db, l)
+	if err != nil {
+		return err
+	}
+
+	// Events and rooms. Profiles, the directory and application services stand
+	// above rooms and are reached through these variables.
+	store, err := events.New(ctx, db)
+	if err != nil {
+		return err
+	}
+	var (
+		prof *profiles.Profiles
+		dir  *directory.Directory
+		apps *applications.Applications
+	)
+	ro := rooms.Options{
+		Signer:         events.Signer{Server: o.ServerName, KeyID: string(own.KeyID()), Key: own.Private()},
+		Now:            o.Now,
+		DefaultVersion: gomatrixserverlib.RoomVersion(o.DefaultRoomVersion),
+		Profile: func(_ context.Context, u matrix.UserID) (string, string, error) {
+			n := prof.Name(u)
+			return n.DisplayName, n.AvatarURL, nil
+		},
+		Exists: func(ctx context.Context, u matrix.UserID) (bool, error) {
+			if acc.Exists(u) {
+				return true, nil
+			}
+			if ok, err := apps.QueryUser(ctx, u); !ok || err != nil {
+				return false, err
+			}
+			return acc.Exists(u), nil
+		},
+		ClaimAlias: func(tx *sqldb.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error {
+			return dir.ClaimAlias(tx, alias, room, creator)
+		},
+		Publish: func(tx *sqldb.Tx, room matrix.RoomID) error { return dir.Publish(tx, room) },
+		ResolveAlias: func(ctx context.Context, alias matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error) {
+			return dir.Resolve(ctx, alias)
+		},
+	}
+	if o.Federation.Enabled {
+		ro.Remote = remote
+	}
+	r, err := rooms.New(ctx, db, l, store, s.hub, ro)
+	if err != nil {
+		return err
+	}
+	s.rooms = r
+	eo := e2ee.Deps{
+		Devices: dev, Rooms: s.hub, ShareNames: true,
+		Authorise: func(c *httpapi.Call) error { return acc.UIA().Require(c) },
+	}
+	po := profiles.Options{Server: o.ServerName, Now: o.Now}
+	do := directory.Options{
+		Server: o.ServerName, AllUsers: o.AllUsers, Now: o.Now,
+		AskServices: func(ctx context.Context, alias matrix.RoomAlias) (bool, error) { return apps.QueryAlias(ctx, alias) },
+	}
+	if o.Federation.Enabled {
+		eo.Remote, po.Remote, do.Remote = remote, remote, remote
+	}
+
+	// Features.
+	places := receipts.NewPlaces(store, l)
+	rec, err := receipts.New(ctx, db, l, o.ServerName, places, s.hub, data, o.Now)
+	if err != nil {
+		return err
+	}
+	typ := typing.New(l, s.hub, o.ServerName, o.Now)
+	pres, err := presence.New(ctx, db, l, o.Presence, o.ServerName, s.hub, o.Now)
+	if err != nil {
+		return err
+	}
+	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{AllowInsecure: o.InsecurePush, Now: o.Now})
+	if err != nil {
+		return err
+	}
+	if prof, err = profiles.New(ctx, db, acc, r, po); err != nil {
+		return err
+	}
+	if dir, err = directory.New(ctx, db, acc, prof, r, s.hub, do); err != nil {
+		return err
+	}
+
+	// Readers of the log.
+	syn := clientsync.New(clientsync.Parts{
+		DB: db, Hub: s.hub, Events: store, Rooms: r, Data: data, Keys: keys, Receipts: rec, Typing: typ,
+		Presence: pres, Push: notify, Now: o.Now,
+	})
+	eo.Changes = syn.Changes
+	crypto := e2ee.NewService(keys, eo)
+	apps, err = applications.New(ctx, db, l, applications.Sources{
+		Events: store, Hub: s.hub, Receipts: rec, Typing: typ, Presence: pres, Aliases: dir,
+	}, applications.Options{Server: o.ServerName, Services: o.ApplicationServices, Transports: o.Transports, Now: o.Now})
+	if err != nil {
+		return err
+	}
+	fed, err := federation.New(ctx, db, l, federation.Parts{
+		Client: s.client, Hub: s.hub, Rooms: r, Events: store, Receipts: rec, Typing: typ, Presence: pres,
+		Keys: crypto, Profiles: prof, Directory: dir, Version: o.Version, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+
+	acc.OnCreate(prof.Created)
+	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error { return r.LeaveAll(ctx, u) })
+	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error {
+		return db.Write(ctx, func(tx *sqldb.Tx) error {
+			if err := keys.DeleteUser(tx, u); err != nil {
+				return err
+			}
+			return data.DeleteUser(tx, u)
+		})
+	})
+	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error {
+		return errors.Join(prof.Delete(ctx, u), notify.DeleteUser(ctx, u))
+	})
+	dev.OnDelete(accounts.DeviceHook{After: func(u matrix.UserID, ids []matrix.DeviceID) {
+		for _, id := range ids {
+			if err := notify.DeleteDevice(context.Background(), u, id); err != nil {
+				log.WithError(err).WithField("user_id", u).Error("pushers of a deleted device are left")
+			}
+		}
+	}})
+
+	for _, routes := range [][]httpapi.Route{
+		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(nil), crypto.Routes(), r.Routes(), rec.Routes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), apps.Routes(),
+	} {
+		s.api.Add(routes...)
+	}
+	if o.Federation.Enabled {
+		s.api.SetOriginVerifier(federation.NewVerifier(ring, fed.Alive))
+		s.api.Add(fed.Routes()...)
+		s.api.Add(ring.Routes()...)
+		s.runs = append(s.runs, run{"federation", fed.Run})
+	}
+	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
+		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run})
+	return nil
+}
+
+// Handler serves clients, and other servers where they have no listener of
+// their own.
+func (s *Server) Handler() http.Handler { return s.api }
+
+// FederationHandler serves other servers only.
+func (s *Server) FederationHandler() http.Handler {
+	return s.api.Only("/_matrix/federation/", "/_matrix/key/", "/.well-known/matrix/server")
+}
+
+// Accounts is the server's accounts, for the command line and for tests.
+func (s *Server) Accounts() *accounts.Accounts { return s.accounts }
+
+// Rooms is the server's rooms, for tests.
+func (s *Server) Rooms() *rooms.Rooms { return s.rooms }
+
+// Hub is the server's read model, for tests.
+func (s *Server) Hub() *hub.Hub { return s.hub }
+
+// Run works until ctx ends: the log, and the parts that follow it. Then the
+// requests under way are answered, and what was appended is committed.
+func (s *Server) Run(ctx context.Context) error {
+	logCtx, stopLog := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopLog()
+	var logged sync.WaitGroup
+	logged.Go(func() { s.guard("log", func() error { return s.log.Run(logCtx) }) })
+	var parts sync.WaitGroup
+	for _, r := range s.runs {
+		parts.Go(func() { s.guard(r.name, func() error { return r.fn(ctx) }) })
+	}
+	<-ctx.Done()
+	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
+	defer cancel()
+	if err := s.api.Drain(drain); err != nil {
+		log.WithError(err).Warn("some requests were still under way at the end")
+	}
+	parts.Wait()
+	stopLog()
+	logged.Wait()
+	return nil
+}
+
+// guard names a part in the log when it fails or panics.
+func (s *Server) guard(name string, fn func() error) {
+	defer func() {
+		if p := recover(); p != nil {
+			log.WithField("part", name).WithField("panic", p).Error("a part of the server failed")
+		}
+	}()
+	if err := fn(); err != nil && !errors.Is(err, context.Canceled) {
+		log.WithError(err).WithField("part", name).Error("a part of the server ended early")
+	}
+}
+
+// Close lets go of the database and of connections.
+func (s *Server) Close() error {
+	if s.client != nil {
+		s.client.Close()
+	}
+	return s.db.Close()
+}
+
+// mediaDir is where files are kept.
+func (s *Server) mediaDir() string {
+	if s.opts.Media.Dir != "" {
+		return s.opts.Media.Dir
+	}
+	return filepath.Join(s.opts.DataDir, "media")
+}

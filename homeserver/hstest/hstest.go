@@ -1,0 +1,213 @@
+// Package hstest starts whole homeservers inside a test: New gives one, Pair two
+// that federate over real TLS. People act through a real client library.
+package hstest
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	log "github.com/sirupsen/logrus"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/event"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/carillon-chat/carillon/homeserver"
+	"github.com/carillon-chat/carillon/homeserver/accounts"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+)
+
+// Server is a homeserver with its listeners.
+type Server struct {
+	*homeserver.Server
+	T    testing.TB
+	Name matrix.ServerName
+	URL  string // for clients
+	opts homeserver.Options
+
+	mu    sync.Mutex
+	users map[string]*User
+	stop  func()
+	fed   net.Listener
+	tls   *tls.Config
+	web   net.Listener
+}
+
+// Option changes how a server is built.
+type Option func(*homeserver.Options)
+
+// New starts a server that lives as long as the test.
+func New(t testing.TB, options ...Option) *Server {
+	t.Helper()
+	return start(t, "a.example", nil, nil, options)
+}
+
+func start(t testing.TB, name matrix.ServerName, fed net.Listener, conf *tls.Config, options []Option) *Server {
+	t.Helper()
+	log.SetOutput(io.Discard)
+	s := &Server{T: t, Name: name, users: map[string]*User{}, fed: fed, tls: conf}
+	s.opts = homeserver.Options{
+		ServerName: name, DataDir: t.TempDir(), Database: sqldbtest.DSN(t), Version: "test", Presence: true, AllUsers: true,
+		Registration: accounts.Registration{Enabled: true, Dummy: true, SharedSecret: "secret"},
+		Passwords:    accounts.PasswordCost{MemoryKiB: 64, Passes: 1},
+	}
+	for _, o := range options {
+		o(&s.opts)
+	}
+	s.Start()
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// Start starts a server that was stopped, on its old data and address.
+func (s *Server) Start() {
+	s.T.Helper()
+	hs, err := homeserver.New(context.Background(), s.opts)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	s.Server = hs
+	addr := "127.0.0.1:0"
+	if s.web != nil {
+		addr = s.web.Addr().String()
+	}
+	if s.web, err = net.Listen("tcp", addr); err != nil {
+		s.T.Fatal(err)
+	}
+	s.URL = "http://" + s.web.Addr().String()
+	web := &http.Server{Handler: hs.Handler()}
+	go web.Serve(s.web)
+	var fed *http.Server
+	if s.fed != nil {
+		l := s.fed
+		if s.stop != nil {
+			if l, err = net.Listen("tcp", l.Addr().String()); err != nil {
+				s.T.Fatal(err)
+			}
+		}
+		fed = &http.Server{Handler: hs.FederationHandler(), ErrorLog: nil}
+		go fed.Serve(tls.NewListener(l, s.tls))
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { hs.Run(ctx); close(done) }()
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		web.Close()
+		if fed != nil {
+			fed.Close()
+		}
+		hs.Close()
+	})
+}
+
+// Stop ends the server as SIGTERM does.
+func (s *Server) Stop() { s.stop() }
+
+// User is a person with a client of the mautrix library.
+type User struct {
+	*mautrix.Client
+	s     *Server
+	since string
+}
+
+// User registers a user, or gives the one that was registered before.
+func (s *Server) User(name string) *User {
+	s.T.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if u := s.users[name]; u != nil {
+		return u
+	}
+	c, err := mautrix.NewClient(s.URL, "", "")
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	resp, err := c.RegisterDummy(s.T.Context(), &mautrix.ReqRegister[any]{Username: name, Password: "password of " + name})
+	if err != nil {
+		s.T.Fatalf("registering %s: %v", name, err)
+	}
+	c.UserID, c.AccessToken, c.DeviceID = resp.UserID, resp.AccessToken, resp.DeviceID
+	u := &User{Client: c, s: s}
+	s.users[name] = u
+	return u
+}
+
+// Room creates a room and has others join it.
+func (u *User) Room(q *mautrix.ReqCreateRoom, others ...*User) id.RoomID {
+	u.s.T.Helper()
+	if q == nil {
+		q = &mautrix.ReqCreateRoom{Preset: "public_chat"}
+	}
+	r, err := u.CreateRoom(u.s.T.Context(), q)
+	if err != nil {
+		u.s.T.Fatal(err)
+	}
+	for _, o := range others {
+		if _, err := o.JoinRoomByID(u.s.T.Context(), r.RoomID); err != nil {
+			u.s.T.Fatalf("%s joins: %v", o.UserID, err)
+		}
+	}
+	return r.RoomID
+}
+
+// Say sends a text.
+func (u *User) Say(room id.RoomID, text string) id.EventID {
+	u.s.T.Helper()
+	r, err := u.SendText(u.s.T.Context(), room, text)
+	if err != nil {
+		u.s.T.Fatalf("%s says %q: %v", u.UserID, text, err)
+	}
+	return r.EventID
+}
+
+// Sync reads on from where the user last was, waiting up to wait.
+func (u *User) Sync(wait time.Duration) *mautrix.RespSync {
+	u.s.T.Helper()
+	r, err := u.FullSyncRequest(u.s.T.Context(), mautrix.ReqSync{Timeout: int(wait.Milliseconds()), Since: u.since, SetPresence: event.PresenceOffline})
+	if err != nil {
+		u.s.T.Fatalf("%s syncs: %v", u.UserID, err)
+	}
+	u.since = r.NextBatch
+	return r
+}
+
+// Since is where the user's last sync ended.
+func (u *User) Since() string { return u.since }
+
+// SyncUntil syncs until done is satisfied, for at most ten seconds.
+func (u *User) SyncUntil(what string, done func(*mautrix.RespSync) bool) {
+	u.s.T.Helper()
+	end := time.Now().Add(10 * time.Second)
+	for time.Now().Before(end) {
+		if done(u.Sync(time.Second)) {
+			return
+		}
+	}
+	u.s.T.Fatalf("%s waits for %s in vain", u.UserID, what)
+}
+
+// Hears waits until a text arrives in a room.
+func (u *User) Hears(room id.RoomID, text string) *event.Event {
+	u.s.T.Helper()
+	var found *event.Event
+	u.SyncUntil(fmt.Sprintf("%q", text), func(r *mautrix.RespSync) bool {
+		if j := r.Rooms.Join[room]; j != nil {
+			for _, e := range j.Timeline.Events {
+				if body, _ := e.Content.Raw["body"].(string); body == text {
+					found = e
+				}
+			}
+		}
+		return found != nil
+	})
+	return found
+}
