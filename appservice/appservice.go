@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -70,8 +71,9 @@ type Options struct {
 
 	Ding DingOptions
 	// RateLimits bounds calls of /_carillon/v1; zero for none.
-	RateLimits httpapi.RateLimits
-	Now        func() time.Time
+	RateLimits     httpapi.RateLimits
+	TrustedProxies []netip.Prefix // see httpapi.Options
+	Now            func() time.Time
 }
 
 // DingOptions bound urgent notices; zero fields take the defaults of package ding.
@@ -220,7 +222,7 @@ func (s *Service) buildAPI() error {
 		return err
 	}
 	s.api = httpapi.New(httpapi.Options{
-		Authenticator: &authenticator{svc: s, tokens: map[[32]byte]tokenOwner{}}, RateLimits: s.opts.RateLimits, Now: s.opts.Now,
+		Authenticator: &authenticator{svc: s, tokens: map[[32]byte]tokenOwner{}}, RateLimits: s.opts.RateLimits, TrustedProxies: s.opts.TrustedProxies, Now: s.opts.Now,
 	})
 	s.api.Add(s.homeserverRoutes()...)
 	s.operatorAPI = httpapi.New(httpapi.Options{Authenticator: operator{s.mx.BotID()}, Now: s.opts.Now})

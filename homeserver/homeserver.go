@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -58,6 +59,7 @@ type Options struct {
 	LoginAttempts      float64 // a second, for one account; 0: not limited
 	Admins             []matrix.UserID
 	RateLimits         httpapi.RateLimits
+	TrustedProxies     []netip.Prefix // see httpapi.Options
 	Presence           bool
 
 	ApplicationServices []*accounts.ApplicationService
@@ -146,7 +148,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	s.log = l
-	s.api = httpapi.New(httpapi.Options{RateLimits: o.RateLimits, Now: o.Now})
+	s.api = httpapi.New(httpapi.Options{RateLimits: o.RateLimits, TrustedProxies: o.TrustedProxies, Now: o.Now})
 	s.hub = hub.New(l, o.ServerName)
 
 	// Keys, and the way to other servers.
