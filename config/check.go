@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
+	_ "time/tzdata" // time zones on machines that have no list of them
 )
 
 // Spec: appendices#server-name
@@ -51,6 +53,11 @@ func (h *Homeserver) check(bad report) {
 	for _, a := range h.Admins {
 		checkUser(bad, "homeserver.admins", a)
 	}
+	for _, p := range h.TrustedProxies {
+		if _, err := parseNetwork(p); err != nil {
+			bad("homeserver.trusted_proxies", fmt.Sprintf("%q is neither an address nor a network", p), "write it such as 127.0.0.1 or 10.0.0.0/8")
+		}
+	}
 	for _, p := range h.AppServices {
 		checkExists(bad, "homeserver.appservices", p)
 	}
@@ -80,11 +87,11 @@ func (h *Homeserver) check(bad report) {
 		bad("homeserver.registration.open", "it has no effect while registration is off", "set homeserver.registration.enabled: true, or remove open")
 	}
 	p := &h.Passwords
-	checkRange(bad, "homeserver.passwords.memory", int64(p.Memory), 64<<10, 4<<30, "bytes; 19MiB is usual")
+	checkRange(bad, "homeserver.passwords.memory", int64(p.Memory), 64<<10, 1<<30, "bytes; 19MiB is usual")
 	checkRange(bad, "homeserver.passwords.time", int64(p.Time), 1, 100, "passes; 2 is usual")
 	checkRange(bad, "homeserver.passwords.min_length", int64(p.MinLength), 1, 128, "characters; 8 is usual")
-	if h.RateLimits.Enabled && (h.RateLimits.PerSecond <= 0 || h.RateLimits.Burst < 1) {
-		bad("homeserver.rate_limits", "per_second and burst must be above 0", "set homeserver.rate_limits.enabled: false for no limits")
+	if l := h.RateLimits; l.Enabled && (l.PerSecond <= 0 || l.Burst < 1 || l.LogIns < 1) {
+		bad("homeserver.rate_limits", "per_second, burst and log_ins_per_minute must be above 0", "set homeserver.rate_limits.enabled: false for no limits")
 	}
 	m := &h.Media
 	checkRange(bad, "homeserver.media.max_upload", int64(m.MaxUpload), 1, 1<<40, "bytes; 100MiB is usual")
@@ -124,7 +131,9 @@ func (a *AppService) check(bad report) {
 		bad("appservice.max_leave", "it is not a share", "write a number from 0 to 1, such as 0.1")
 	}
 	checkRange(bad, "appservice.concurrency", int64(a.Concurrency), 1, 256, "requests; 16 is usual")
-	checkRange(bad, "appservice.space_depth", int64(a.SpaceDepth), 1, 20, "levels; 6 is usual")
+	if _, err := time.LoadLocation(a.TimeZone); err != nil || a.TimeZone == "" || a.TimeZone == "Local" {
+		bad("appservice.time_zone", fmt.Sprintf("%q is not a time zone", a.TimeZone), "write a name such as Asia/Shanghai or UTC")
+	}
 	checkWord(bad, "appservice.unit_history", a.UnitHistory, "joined", "shared")
 	checkRange(bad, "appservice.ding.per_minute", int64(a.DING.PerMinute), 1, 100000, "DINGs; 10 is usual")
 	checkRange(bad, "appservice.ding.max_receivers", int64(a.DING.MaxReceivers), 0, 1000000, "people; 100 is usual")

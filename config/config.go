@@ -11,6 +11,7 @@
 package config
 
 import (
+	"net/netip"
 	"path/filepath"
 	"time"
 )
@@ -37,7 +38,9 @@ type Homeserver struct {
 	Admins          []string `yaml:"admins" doc:"Users who may use the operator API of the homeserver, such as @chief:example.org."`
 	AppServices     []string `yaml:"appservices" doc:"Registration files of application services, or folders of which every *.yaml is read. The enterprise service of the same process needs no entry."`
 	Presence        bool     `yaml:"presence" default:"true" doc:"Tell people who of their colleagues is online."`
-	TrustForwarded  bool     `yaml:"trust_forwarded" doc:"Take the client's address from X-Forwarded-For. Only when every request comes through a reverse proxy that sets it."`
+	TrustedProxies  []string `yaml:"trusted_proxies" doc:"Addresses of reverse proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For tells where a client is."`
+	DirectoryAll    bool     `yaml:"directory_all" default:"true" doc:"The search for people in clients finds everybody of this server. Off: only those with whom one shares a room, and those of public rooms."`
+	InsecurePush    bool     `yaml:"insecure_push_gateways" doc:"Allow push gateways of clients to be plain HTTP and on private addresses. Only for tests, or for a gateway inside the company's network."`
 	DefaultRoomVers string   `yaml:"default_room_version" default:"12" doc:"Version of new rooms, 1 to 12."`
 
 	Federation   Federation   `yaml:"federation" doc:"Talking with other homeservers."`
@@ -55,7 +58,6 @@ type Federation struct {
 	TLSCert      string   `yaml:"tls_cert" doc:"PEM certificate chain for the federation address. Needed with federation.listen."`
 	TLSKey       string   `yaml:"tls_key" doc:"PEM private key that belongs to federation.tls_cert."`
 	CAFile       string   `yaml:"ca_file" doc:"PEM certificates of authorities that are trusted besides the system's, for a company that runs its own."`
-	VerifyTLS    bool     `yaml:"verify_tls" default:"true" doc:"Check the certificates of other servers. Off only in a laboratory."`
 	AllowPrivate bool     `yaml:"allow_private_networks" doc:"Allow connections to loopback, private and link-local addresses. Needed between sites of one company network; otherwise leave it off, as strangers choose the names that this server connects to."`
 	Allow        []string `yaml:"allow" doc:"Names of the only servers to federate with; *.example.org covers all below it. Empty: every server."`
 	WellKnown    string   `yaml:"well_known" doc:"What /.well-known/matrix/server tells other servers: host:port where federation is reached. Empty: nothing is published there."`
@@ -81,6 +83,7 @@ type RateLimits struct {
 	Enabled   bool    `yaml:"enabled" default:"true" doc:"Apply the limits."`
 	PerSecond float64 `yaml:"per_second" default:"20" doc:"Requests a second that a user may make for long."`
 	Burst     int     `yaml:"burst" default:"100" doc:"Requests that may come at once."`
+	LogIns    int     `yaml:"log_ins_per_minute" default:"10" doc:"Attempts to log in to one account in a minute, wherever they come from."`
 }
 
 // Media holds the settings of the media store.
@@ -106,11 +109,12 @@ type AppService struct {
 	Enabled       bool     `yaml:"enabled" default:"true" doc:"Run the enterprise service together with the homeserver in \"carillon serve\"."`
 	Database      string   `yaml:"database" secret:"true" doc:"Where the service keeps its data. Empty: SQLite in data_dir/appservice.db. It is never the homeserver's database."`
 	Registration  string   `yaml:"registration" doc:"Registration file with the tokens between service and homeserver. Empty: data_dir/appservice-registration.yaml, made at the first start."`
-	HomeserverURL string   `yaml:"homeserver_url" doc:"Client address of the homeserver, for \"carillon appservice\" beside another homeserver. Not used by \"carillon serve\"."`
+	HomeserverURL string   `yaml:"homeserver_url" doc:"Client address of the homeserver, for \"carillon appservice\" beside another homeserver. Empty for \"carillon serve\"."`
 	Listen        string   `yaml:"listen" default:"127.0.0.1:8009" doc:"Address on which \"carillon appservice\" takes events and /_carillon/v1. Not used by \"carillon serve\"."`
 	Address       string   `yaml:"address" doc:"How the homeserver reaches the service; goes into the registration file. Empty: http:// and the listening address."`
 	Admins        []string `yaml:"admins" doc:"Users who may use everything of /_carillon/v1, besides the people whom the company file calls administrators."`
 	Language      string   `yaml:"language" default:"zh" doc:"Language of what the service writes to people: zh or en."`
+	TimeZone      string   `yaml:"time_zone" default:"Asia/Shanghai" doc:"Where days begin and end: of beginning and leaving, and of times in messages."`
 	Company       string   `yaml:"company" default:"Carillon" doc:"Name of the company: of its space and its all-staff room."`
 
 	LoginRule       string  `yaml:"login_rule" default:"job_number" doc:"How a new person's log-in name is made: job_number, pinyin (of the name) or email_local (the part before the @)."`
@@ -119,7 +123,6 @@ type AppService struct {
 	AllStaffName    string  `yaml:"all_staff_name" doc:"Name of that room. Empty: the company's name with \"all staff\" in the service's language."`
 	MaxLeave        float64 `yaml:"max_leave" default:"0.1" doc:"An import that would make a larger share of the people leave is refused unless forced. 0.1 is ten of a hundred."`
 	Concurrency     int     `yaml:"concurrency" default:"16" doc:"Requests to the homeserver at a time while rooms follow the company file."`
-	SpaceDepth      int     `yaml:"space_depth" default:"6" doc:"How deep spaces nest, the company's counted. Clients walk deeper ones slowly; units below get a room, but no space."`
 	UnitHistory     string  `yaml:"unit_history" default:"joined" doc:"What newcomers see of a unit's room: joined (from their coming on) or shared (all of it)."`
 	PlainPasswords  bool    `yaml:"plain_passwords" doc:"Give first passwords to the homeserver as they are. Needed beside another homeserver than Carillon, over a connection that can be trusted."`
 	PrivateReceipts bool    `yaml:"private_receipts" doc:"Count private read receipts in read lists too. This is a policy on people's privacy: tell them."`
@@ -152,18 +155,6 @@ func Default() *Config {
 	return c
 }
 
-// Demo is the configuration of a server to try things out on this machine.
-func Demo(dataDir, listen string) *Config {
-	c := Default()
-	c.ServerName = "localhost"
-	c.DataDir = dataDir
-	c.Listen = listen
-	c.PublicBaseURL = "http://" + publicAddr(listen)
-	c.Homeserver.Federation.Enabled = false
-	c.AppService.LoginRule = "pinyin"
-	return c
-}
-
 // HomeserverDSN is the address of the homeserver's database.
 func (c *Config) HomeserverDSN() string {
 	return orFile(c.Homeserver.Database, c.DataDir, "homeserver.db")
@@ -185,6 +176,34 @@ func (c *Config) PasswordsDir() string {
 // RegistrationFile is the path of the enterprise service's registration.
 func (c *Config) RegistrationFile() string {
 	return orFile(c.AppService.Registration, c.DataDir, "appservice-registration.yaml")
+}
+
+// TrustedProxies are the addresses of the reverse proxies.
+func (c *Config) TrustedProxies() []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range c.Homeserver.TrustedProxies {
+		if p, err := parseNetwork(s); err == nil { // else not after check
+			list = append(list, p)
+		}
+	}
+	return list
+}
+
+// parseNetwork reads an address or a network.
+func parseNetwork(s string) (netip.Prefix, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.ParsePrefix(s)
+}
+
+// Location is the company's time zone.
+func (a *AppService) Location() *time.Location {
+	l, err := time.LoadLocation(a.TimeZone)
+	if err != nil {
+		return time.UTC // not after check
+	}
+	return l
 }
 
 // AppServiceAddress is where the homeserver reaches a service that runs on its own.
