@@ -369,8 +369,8 @@ func noReceivers(x *resolver) error {
 
 // Error codes of this package.
 const (
-	codeNoReceivers = "IM.CARILLON.NO_RECEIVERS"
-	codeDingOver    = "IM.CARILLON.DING_OVER"
+	codeNoReceivers = "IM_CARILLON_NO_RECEIVERS"
+	codeDingOver    = "IM_CARILLON_DING_OVER"
 )
 
 type resolver struct {

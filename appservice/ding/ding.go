@@ -136,6 +136,7 @@ type Delivery struct {
 	ConfirmedAt int64
 	Via         string
 	Late        bool
+	seen        bool // its message was seen in the room before the outbox has said that it is out
 }
 
 // Matrix is the part of *mxclient.Client that is needed here.

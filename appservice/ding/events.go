@@ -135,12 +135,16 @@ func (d *Dings) about(ctx context.Context, room, person, event string) (*live, e
 	}
 	d.mu.Lock()
 	r, ok := d.events[event]
+	theirs := ok && r.l.to[r.i].Person == person
 	d.mu.Unlock()
-	if ok {
+	if theirs {
 		return r.l, nil
 	}
+	if ok {
+		return nil, nil // another's message
+	}
 	var dingID string
-	err := d.db.Read(ctx, func(tx *sqldb.Tx) error { return tx.QueryRow(qByEvent, event).Scan(&dingID) })
+	err := d.db.Read(ctx, func(tx *sqldb.Tx) error { return tx.QueryRow(qByEvent, event, person).Scan(&dingID) })
 	switch {
 	case err == nil:
 		return d.get(ctx, dingID)
@@ -204,11 +208,11 @@ func (d *Dings) takeMessage(ctx context.Context, ev *mxclient.Event, answers []a
 		}
 		return answers, nil
 	}
-	open := d.openOf(person)
-	if len(open) > 1 {
+	open, coming := d.openOf(person)
+	if len(open)+coming > 1 {
 		in := d.opts.Lang.Of(ev.Sender)
 		return answers, d.opts.Outbox.Say(ctx, "ding-which/"+ev.ID, person, fmt.Sprintf(
-			in.Pick("你有 %d 条未确认的 DING，请直接回复（引用）要确认的那一条，或点 ✅。", "You have %d DINGs to confirm: reply to the one you mean, or react to it with ✅."), len(open)))
+			in.Pick("你有 %d 条未确认的 DING，请直接回复（引用）要确认的那一条，或点 ✅。", "You have %d DINGs to confirm: reply to the one you mean, or react to it with ✅."), len(open)+coming))
 	}
 	for _, l := range open {
 		answers = d.answerOf(answers, l, person, ev, viaReply)
@@ -216,16 +220,23 @@ func (d *Dings) takeMessage(ctx context.Context, ev *mxclient.Event, answers []a
 	return answers, nil
 }
 
-// openOf are the DINGs that a person has received and not confirmed.
-func (d *Dings) openOf(person string) (open []*live) {
+// openOf are the DINGs that a person has received and not confirmed, and how many more are on their way.
+func (d *Dings) openOf(person string) (open []*live, coming int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, l := range d.live {
-		if i, ok := l.index[person]; ok && l.State == Open && l.to[i].ConfirmedAt == 0 && l.to[i].State == Sent {
+		i, ok := l.index[person]
+		if !ok || l.State != Open || l.to[i].ConfirmedAt != 0 {
+			continue
+		}
+		switch t := &l.to[i]; {
+		case t.State == Sent || t.seen:
 			open = append(open, l)
+		case t.State == Queued:
+			coming++
 		}
 	}
-	return open
+	return open, coming
 }
 
 // ownMessage learns from the bot's message in a DING room that it has gone out, which may be before the outbox says so.
@@ -244,6 +255,7 @@ func (d *Dings) ownMessage(ctx context.Context, ev *mxclient.Event) error {
 	recalled := l.State == Recalled
 	if fresh {
 		d.events[ev.ID] = ref{l, i}
+		l.to[i].seen = true
 	}
 	d.mu.Unlock()
 	if !fresh || !recalled {

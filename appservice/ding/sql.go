@@ -38,7 +38,7 @@ const (
 	qConfirm = `UPDATE as_ding_deliveries SET confirmed_at = $3, via = $4, late = $5, state = CASE WHEN $5 THEN state ELSE 'confirmed' END
 		WHERE ding_id = $1 AND idx = $2 AND confirmed_at = 0`
 	qRecallQueued = `UPDATE as_ding_deliveries SET state = 'recalled' WHERE ding_id = $1 AND state IN ('queued', 'sent')`
-	qByEvent      = `SELECT ding_id FROM as_ding_deliveries WHERE event_id = $1`
+	qByEvent      = `SELECT ding_id FROM as_ding_deliveries WHERE event_id = $1 AND person = $2`
 
 	qSentList = `SELECT ` + dingColumns + ` FROM as_dings WHERE sender = $1 AND id < $2 ORDER BY id DESC LIMIT $3`
 	qReceived = `SELECT d.id FROM as_ding_deliveries t JOIN as_dings d ON d.id = t.ding_id
