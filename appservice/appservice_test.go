@@ -508,6 +508,24 @@ func TestPrivateReceipts(t *testing.T) {
 	}
 }
 
+func TestRefusalOfTheMomentIsOvercome(t *testing.T) {
+	w := newWorld(t)
+	refused := false
+	w.hs.SetFault(func(r *http.Request) astest.Fault {
+		if !refused && strings.HasPrefix(r.URL.Query().Get("user_id"), "@003") && strings.HasSuffix(r.URL.Path, "/displayname") {
+			refused = true
+			return astest.FaultRefused
+		}
+		return astest.FaultNone
+	})
+	body, ct := form(map[string]string{"units.csv": unitsCSV, "people.csv": peopleCSV})
+	out := w.must(w.hs.Token("@chief:example.com"), "POST", "/org/import", body, ct)
+	st := w.wait(out["job"].(map[string]any)["id"].(string))
+	if st.State != appservice.JobDone || st.Report.ByKind["name"] != 4 || st.Report.PasswordFile == "" || st.Report.Failed != 0 {
+		t.Errorf("%+v %+v", st, st.Report)
+	}
+}
+
 func TestUnfinishedWorkIsTakenUp(t *testing.T) {
 	w := newWorld(t)
 	w.hs.SetFault(func(r *http.Request) astest.Fault {

@@ -201,6 +201,11 @@ func (s *Service) runJob(ctx context.Context, j *Job) bool {
 		run = s.rooms.Verify
 	}
 	report, err := run(ctx, tree, progress)
+	if errors.Is(err, derive.ErrIncomplete) && ctx.Err() == nil { // most refusals are of the moment
+		first := report
+		report, err = s.rooms.Reconcile(ctx, tree, progress)
+		report.Add(first)
+	}
 	entry := log.WithField("tree_version", tree.Version)
 	if report != nil {
 		entry = entry.WithFields(log.Fields{"operations": report.Operations, "failed": report.Failed, "took_ms": report.Took.Milliseconds()})

@@ -164,6 +164,22 @@ type Report struct {
 	Took      time.Duration `json:"-"`
 }
 
+// Add counts what an earlier run over the same tree has done.
+func (r *Report) Add(earlier *Report) {
+	if r == nil || earlier == nil {
+		return
+	}
+	r.Operations += earlier.Operations
+	r.Took += earlier.Took
+	r.Strangers += earlier.Strangers
+	if r.PasswordFile == "" {
+		r.PasswordFile = earlier.PasswordFile
+	}
+	for k, n := range earlier.ByKind {
+		r.ByKind[k] += n
+	}
+}
+
 // ErrIncomplete is returned beside a report with failures: the rest was done, running again tries them again.
 var ErrIncomplete = errors.New("some operations failed")
 
