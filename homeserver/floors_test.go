@@ -24,7 +24,7 @@ var floors = []struct {
 	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi"}},
 	{1, []string{"serverkeys", "fedclient"}},
 	{2, []string{"accounts", "devices", "e2ee", "accountdata"}},
-	{3, []string{"events", "state", "rooms", "hub"}},
+	{3, []string{"events", "state", "hub", "rooms"}},
 	{4, []string{
 		"history", "profiles", "receipts", "typing", "presence", "push", "relations",
 		"search", "directory", "spaces", "media", "moderation",
@@ -48,7 +48,7 @@ var onlyIn = []struct {
 		"homeserver/events", "homeserver/state", "homeserver/rooms",
 		"homeserver/federation", "homeserver/fedclient", "homeserver/serverkeys",
 	}},
-	{"maunium.net/go/mautrix/", []string{"appservice/", "bridges/"}},
+	{"maunium.net/go/mautrix/", []string{"appservice/", "bridges/", "homeserver/hstest"}},
 	{"github.com/alecthomas/kong", []string{"cmd/"}},
 	{"github.com/schollz/progressbar/v3", []string{"cmd/"}},
 	{module + "config", []string{"cmd/", "homeserver", "appservice"}},
