@@ -141,7 +141,7 @@ const (
 // runJobs runs the queued jobs one after another, tries failed ones again, and lets the calendar have its say at
 // midnight.
 func (s *Service) runJobs(ctx context.Context) {
-	if err := s.startJobs(ctx); err != nil {
+	if err := s.startJobs(ctx); err != nil && ctx.Err() == nil {
 		log.WithError(err).Error("looking for unfinished work failed")
 	}
 	wait := firstRetry

@@ -83,6 +83,12 @@ func (a *app) demo(ctx context.Context, s *stack) error {
 		if err := a.waitForRooms(ctx, res.Job); err != nil {
 			return fmt.Errorf("making the demo company: %w", err)
 		}
+	} else if pending, err := s.as.Rooms().Pending(ctx, s.as.Org().Tree()); err != nil {
+		return fmt.Errorf("looking at the demo company: %w", err)
+	} else if pending { // the last start was cut off
+		if err := a.waitForRooms(ctx, s.as.Reconcile(false)); err != nil {
+			return fmt.Errorf("making the demo company: %w", err)
+		}
 	}
 	passwords, err := firstPasswords(s.cfg.PasswordsDir())
 	if err != nil {

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/carillon-chat/carillon/appservice/org"
 )
@@ -301,7 +300,7 @@ func (a *app) printTree(raw []byte) error {
 		known[u.ID] = true
 		children[u.ParentID] = append(children[u.ParentID], i)
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+	var t table
 	var show func(i int, indent string)
 	show = func(i int, indent string) {
 		u := tree.Units[i]
@@ -309,7 +308,7 @@ func (a *app) printTree(raw []byte) error {
 		for _, m := range u.Managers {
 			names = append(names, m.Name)
 		}
-		fmt.Fprintf(w, "%s%s\t%s\t%d\t%s\t%s\n", indent, u.Name, u.ID, u.Total, strings.Join(names, ", "), u.Site)
+		t.add(indent+u.Name, u.ID, strconv.Itoa(u.Total), strings.Join(names, ", "), u.Site)
 		for _, child := range children[u.ID] {
 			show(child, indent+"  ")
 		}
@@ -319,7 +318,7 @@ func (a *app) printTree(raw []byte) error {
 			show(i, "")
 		}
 	}
-	if err := w.Flush(); err != nil {
+	if err := t.write(a.stdout); err != nil {
 		return err
 	}
 	a.printf("%d units, %d people, version %d\n", len(tree.Units), tree.People, tree.Version)
@@ -340,7 +339,7 @@ func (c orgPeopleCmd) Run(a *app) error {
 			q.Set("unit", c.Unit)
 			q.Set("sub", "true")
 		}
-		w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+		var t table
 		for {
 			var page struct {
 				People []json.RawMessage `json:"people"`
@@ -350,22 +349,22 @@ func (c orgPeopleCmd) Run(a *app) error {
 				return asRefused(err)
 			}
 			for _, raw := range page.People {
-				if err := c.print(w, raw); err != nil {
+				if err := c.print(a, &t, raw); err != nil {
 					return err
 				}
 			}
 			if page.Next == "" {
-				return w.Flush()
+				return t.write(a.stdout)
 			}
 			q.Set("cursor", page.Next)
 		}
 	})
 }
 
-func (c orgPeopleCmd) print(w io.Writer, raw json.RawMessage) error {
+func (c orgPeopleCmd) print(a *app, t *table, raw json.RawMessage) error {
 	if c.JSON {
-		_, err := fmt.Fprintf(w, "%s\n", raw)
-		return err
+		a.printf("%s\n", raw)
+		return nil
 	}
 	var p struct {
 		ID     string `json:"id"`
@@ -384,8 +383,8 @@ func (c orgPeopleCmd) print(w io.Writer, raw json.RawMessage) error {
 	for _, post := range p.Posts {
 		posts = append(posts, strings.TrimSpace(post.Unit+" "+post.Title))
 	}
-	_, err := fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.ID, p.Name, p.User, p.Status, strings.Join(posts, "; "))
-	return err
+	t.add(p.ID, p.Name, p.User, p.Status, strings.Join(posts, "; "))
+	return nil
 }
 
 type orgReconcileCmd struct {

@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"text/tabwriter"
 
 	"golang.org/x/term"
 
@@ -163,11 +162,11 @@ func (c userListCmd) Run(a *app) error {
 		if err := o.do(ctx, http.MethodGet, "/users", nil, &list); err != nil {
 			return err
 		}
-		w := tabwriter.NewWriter(a.stdout, 0, 8, 2, ' ', 0)
+		var t table
 		for _, u := range list.Users {
-			fmt.Fprintf(w, "%s\t%s\n", u.ID, strings.Join(u.notes(), ", "))
+			t.add(u.ID, strings.Join(u.notes(), ", "))
 		}
-		return w.Flush()
+		return t.write(a.stdout)
 	})
 }
 
