@@ -14,15 +14,15 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/state"
 )
 
-// find reads an event that the user may see; M_NOT_FOUND otherwise.
-func (r *reader) find(tx *sqldb.Tx, id matrix.EventID) (*events.Event, error) {
+// Find reads an event that the user may see; M_NOT_FOUND otherwise.
+func (r *Reader) Find(tx *sqldb.Tx, id matrix.EventID) (*events.Event, error) {
 	e, err := r.h.Events.Get(tx, id)
 	if err != nil {
 		return nil, err
 	}
 	// An outlier stands at no place of the timeline: nobody can be said to have
 	// been there.
-	if e == nil || e.Room != r.a.room || e.Pos == 0 || !r.sees(e) {
+	if e == nil || e.Room != r.a.room || e.Pos == 0 || !r.Sees(e) {
 		return nil, matrix.NotFound("there is no event %s that you may see", id)
 	}
 	return e, nil
@@ -34,7 +34,7 @@ func (h *History) getEvent(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	id := matrix.EventID(c.Var("eventId"))
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if matrix.IsCode(err, "M_FORBIDDEN") {
 		return nil, matrix.NotFound("there is no event %s that you may see", id)
 	} else if err != nil {
@@ -42,15 +42,15 @@ func (h *History) getEvent(c *httpapi.Call) (any, error) {
 	}
 	var out []byte
 	err = h.DB.Read(c.Ctx(), func(tx *sqldb.Tx) error {
-		r, err := h.reader(tx, a, nil)
+		r, err := h.Reader(tx, a, nil)
 		if err != nil {
 			return err
 		}
-		e, err := r.find(tx, id)
+		e, err := r.Find(tx, id)
 		if err != nil {
 			return err
 		}
-		if err := r.complete(c.Ctx(), tx, []*events.Event{e}); err != nil {
+		if err := r.Complete(c.Ctx(), tx, []*events.Event{e}); err != nil {
 			return err
 		}
 		out = r.append(nil, e)
@@ -64,7 +64,7 @@ func (h *History) getEvent(c *httpapi.Call) (any, error) {
 
 // around is the answer of /context.
 type around struct {
-	read          *reader
+	read          *Reader
 	event         *events.Event
 	before, after []*events.Event
 	state         []*events.Event
@@ -83,7 +83,7 @@ func (h *History) getContext(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
 		return nil, err
 	}
@@ -94,14 +94,14 @@ func (h *History) getContext(c *httpapi.Call) (any, error) {
 	return httpapi.Raw(x.encode()), nil
 }
 
-func (h *History) around(ctx context.Context, a access, id matrix.EventID, limit int, filter *accountdata.EventFilter) (*around, error) {
+func (h *History) around(ctx context.Context, a Access, id matrix.EventID, limit int, filter *accountdata.EventFilter) (*around, error) {
 	var x *around
 	err := h.DB.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		x = &around{}
-		if x.read, err = h.reader(tx, a, filter); err != nil {
+		if x.read, err = h.Reader(tx, a, filter); err != nil {
 			return err
 		}
-		if x.event, err = x.read.find(tx, id); err != nil {
+		if x.event, err = x.read.Find(tx, id); err != nil {
 			return err
 		}
 		back := page{read: x.read}
@@ -115,7 +115,7 @@ func (h *History) around(ctx context.Context, a access, id matrix.EventID, limit
 		}
 		x.before, x.after = back.events, on.events
 		all := slices.Concat([]*events.Event{x.event}, x.before, x.after)
-		if err := x.read.complete(ctx, tx, all); err != nil {
+		if err := x.read.Complete(ctx, tx, all); err != nil {
 			return err
 		}
 		x.state, err = x.read.stateFor(tx, all)
@@ -129,7 +129,7 @@ func (h *History) around(ctx context.Context, a access, id matrix.EventID, limit
 
 // stateFor is the state at the last of the events; with lazy loading, the member
 // events of their senders alone.
-func (r *reader) stateFor(tx *sqldb.Tx, list []*events.Event) ([]*events.Event, error) {
+func (r *Reader) stateFor(tx *sqldb.Tx, list []*events.Event) ([]*events.Event, error) {
 	at := list[0].Pos
 	for _, e := range list {
 		at = max(at, e.Pos)
@@ -162,17 +162,17 @@ func (x *around) encode() []byte {
 		newest = x.after[n-1].Pos
 	}
 	b = append(b, `{"start":`...)
-	b = events.AppendString(b, token(oldest-1))
+	b = events.AppendString(b, Token(oldest-1))
 	b = append(b, `,"end":`...)
-	b = events.AppendString(b, token(newest))
+	b = events.AppendString(b, Token(newest))
 	b = append(b, `,"event":`...)
 	b = x.read.append(b, x.event)
 	b = append(b, `,"events_before":`...)
-	b = x.read.appendList(b, x.before)
+	b = x.read.AppendList(b, x.before)
 	b = append(b, `,"events_after":`...)
-	b = x.read.appendList(b, x.after)
+	b = x.read.AppendList(b, x.after)
 	b = append(b, `,"state":`...)
-	b = x.read.appendList(b, x.state)
+	b = x.read.AppendList(b, x.state)
 	return append(b, '}')
 }
 
@@ -192,20 +192,20 @@ func (h *History) getByTimestamp(c *httpapi.Call) (any, error) {
 	if dir != "f" && dir != "b" {
 		return nil, matrix.InvalidParam("dir must be f or b")
 	}
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
 		return nil, err
 	}
 	var found *events.Event
 	err = h.DB.Read(c.Ctx(), func(tx *sqldb.Tx) error {
-		r, err := h.reader(tx, a, nil)
+		r, err := h.Reader(tx, a, nil)
 		if err != nil {
 			return err
 		}
 		if found, err = h.Events.Nearest(tx, room, ts, dir == "f"); err != nil {
 			return err
 		}
-		if found == nil || !r.sees(found) {
+		if found == nil || !r.Sees(found) {
 			return matrix.NotFound("Unable to find event from %d in that direction", ts)
 		}
 		return nil

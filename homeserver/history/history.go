@@ -69,12 +69,12 @@ const (
 	last  = stream.Pos(math.MaxInt64 - 1)
 )
 
-// token names the place right after a position.
-func token(pos stream.Pos) string { return "s" + strconv.FormatInt(int64(pos), 10) + "_0" }
+// Token names the place right after a position.
+func Token(pos stream.Pos) string { return "s" + strconv.FormatInt(int64(pos), 10) + "_0" }
 
-// parseToken reads a token of this package or of /sync, whose first part is a
+// ParseToken reads a token of this package or of /sync, whose first part is a
 // position.
-func parseToken(s string) (stream.Pos, error) {
+func ParseToken(s string) (stream.Pos, error) {
 	rest, ok := strings.CutPrefix(s, "s")
 	if ok {
 		rest, _, _ = strings.Cut(rest, "_")
@@ -85,8 +85,8 @@ func parseToken(s string) (stream.Pos, error) {
 	return 0, matrix.InvalidParam("%q is not a token of this server", s)
 }
 
-// access is what a user may read of a room.
-type access struct {
+// Access is what a user may read of a room.
+type Access struct {
 	user   matrix.UserID
 	device matrix.DeviceID
 	room   matrix.RoomID
@@ -94,12 +94,12 @@ type access struct {
 	upTo   stream.Pos // nothing after it: the user has left
 }
 
-// access decides whether a user may read a room at all. It makes queries of its
+// Open decides whether a user may read a room at all. It makes queries of its
 // own: call it outside a transaction.
 //
 // Spec: client-server-api#room-history-visibility
-func (h *History) access(ctx context.Context, user matrix.UserID, device matrix.DeviceID, room matrix.RoomID) (access, error) {
-	a := access{user: user, device: device, room: room, upTo: last}
+func (h *History) Open(ctx context.Context, user matrix.UserID, device matrix.DeviceID, room matrix.RoomID) (Access, error) {
+	a := Access{user: user, device: device, room: room, upTo: last}
 	if h.Hub.Joined(user, room) {
 		a.joined = true
 		return a, nil
@@ -122,10 +122,10 @@ func (h *History) access(ctx context.Context, user matrix.UserID, device matrix.
 	return a, matrix.Forbidden("you are not in room %s", room)
 }
 
-// reader filters and encodes the events of one answer.
-type reader struct {
+// Reader filters and encodes the events of one answer.
+type Reader struct {
 	h       *History
-	a       access
+	a       Access
 	sight   *rooms.Sight
 	all     bool
 	ignored accountdata.Ignored
@@ -134,32 +134,33 @@ type reader struct {
 	now     time.Time
 }
 
-func (h *History) reader(tx *sqldb.Tx, a access, filter *accountdata.EventFilter) (*reader, error) {
+// Reader begins the reading of one answer.
+func (h *History) Reader(tx *sqldb.Tx, a Access, filter *accountdata.EventFilter) (*Reader, error) {
 	sight, err := h.Rooms.Sight(tx, a.user, a.room)
 	if err != nil {
 		return nil, err
 	}
-	return &reader{
+	return &Reader{
 		h: h, a: a, sight: sight, all: sight.Everything(), ignored: h.Data.Ignored(a.user), filter: filter, now: h.Now(),
 	}, nil
 }
 
-// sees reports whether the user may see the event.
-func (r *reader) sees(e *events.Event) bool {
+// Sees reports whether the user may see the event.
+func (r *Reader) Sees(e *events.Event) bool {
 	return r.all && !e.Hidden() || r.sight.Sees(r.a.user, e)
 }
 
-// wants is sees with the filter and the users that the reader ignores.
-func (r *reader) wants(e *events.Event) bool {
-	if !r.sees(e) || !e.IsState() && r.ignored.Has(e.Sender) {
+// Wants is Sees with the filter and the users that the reader ignores.
+func (r *Reader) Wants(e *events.Event) bool {
+	if !r.Sees(e) || !e.IsState() && r.ignored.Has(e.Sender) {
 		return false
 	}
 	return r.filter == nil || r.filter.Match(e.Type, e.Sender) && r.filter.MatchRoom(e.Room) &&
 		(!r.filter.NeedsContent() || r.filter.MatchURL(e.Content()))
 }
 
-// complete loads what the client form of the events needs.
-func (r *reader) complete(ctx context.Context, tx *sqldb.Tx, list []*events.Event) error {
+// Complete loads what the client form of the events needs.
+func (r *Reader) Complete(ctx context.Context, tx *sqldb.Tx, list []*events.Event) error {
 	if err := r.h.Events.Complete(tx, list); err != nil {
 		return err
 	}
@@ -180,14 +181,14 @@ func (r *reader) complete(ctx context.Context, tx *sqldb.Tx, list []*events.Even
 	return nil
 }
 
-func (r *reader) append(b []byte, e *events.Event) []byte {
+func (r *Reader) append(b []byte, e *events.Event) []byte {
 	return e.AppendClient(b, events.ClientFormat{
 		User: r.a.user, Device: r.a.device, Now: r.now, Relations: r.bundles[e.ID],
 	})
 }
 
-// appendList writes a JSON array of events.
-func (r *reader) appendList(b []byte, list []*events.Event) []byte {
+// AppendList writes a JSON array of events.
+func (r *Reader) AppendList(b []byte, list []*events.Event) []byte {
 	b = append(b, '[')
 	for i, e := range list {
 		if i > 0 {

@@ -105,11 +105,11 @@ func (h *History) getMembers(c *httpapi.Call) (any, error) {
 	}
 	at := last
 	if s := c.Query("at"); s != "" {
-		if at, err = parseToken(s); err != nil {
+		if at, err = ParseToken(s); err != nil {
 			return nil, err
 		}
 	}
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
 		return nil, err
 	}
@@ -177,7 +177,7 @@ func (h *History) membersAt(ctx context.Context, room matrix.RoomID, at stream.P
 				nids = append(nids, r.NID)
 			}
 		}
-		r := &reader{h: h}
+		r := &Reader{h: h}
 		list, err = r.byNID(tx, nids)
 		return err
 	})

@@ -37,7 +37,7 @@ type query struct {
 type page struct {
 	events  []*events.Event
 	members []*events.Event
-	read    *reader
+	read    *Reader
 	cursor  stream.Pos // the token to go on from
 	atEnd   bool       // nothing known lies beyond
 	created bool       // the beginning of the room was seen
@@ -52,13 +52,13 @@ func (h *History) getMessages(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
 		return nil, err
 	}
 	start := c.Query("from")
 	if start == "" {
-		start = token(h.clip(&q, a))
+		start = Token(h.clip(&q, a))
 	} else {
 		h.clip(&q, a)
 	}
@@ -96,12 +96,12 @@ func parseQuery(c *httpapi.Call) (q query, err error) {
 		return q, err
 	}
 	if s := c.Query("from"); s != "" {
-		if q.from, err = parseToken(s); err != nil {
+		if q.from, err = ParseToken(s); err != nil {
 			return q, err
 		}
 	}
 	if s := c.Query("to"); s != "" {
-		if q.to, err = parseToken(s); err != nil {
+		if q.to, err = ParseToken(s); err != nil {
 			return q, err
 		}
 		q.hasTo = true
@@ -120,7 +120,7 @@ func parseFilter(c *httpapi.Call) (*accountdata.EventFilter, error) {
 
 // clip keeps the range to what the log holds and the user may read, and
 // returns the place where the page begins.
-func (h *History) clip(q *query, a access) stream.Pos {
+func (h *History) clip(q *query, a Access) stream.Pos {
 	end := min(h.Log.Head(), a.upTo)
 	if q.forward {
 		q.to = min(q.to, end)
@@ -134,17 +134,17 @@ func (h *History) clip(q *query, a access) stream.Pos {
 }
 
 // page reads one page in one snapshot.
-func (h *History) page(ctx context.Context, a access, q query) (*page, error) {
+func (h *History) page(ctx context.Context, a Access, q query) (*page, error) {
 	var p *page
 	err := h.DB.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		p = &page{}
-		if p.read, err = h.reader(tx, a, q.filter); err != nil {
+		if p.read, err = h.Reader(tx, a, q.filter); err != nil {
 			return err
 		}
 		if err := p.collect(tx, q); err != nil {
 			return err
 		}
-		if err := p.read.complete(ctx, tx, p.events); err != nil {
+		if err := p.read.Complete(ctx, tx, p.events); err != nil {
 			return err
 		}
 		if q.filter != nil && q.filter.LazyLoadMembers && len(p.events) > 0 {
@@ -190,7 +190,7 @@ func (p *page) collect(tx *sqldb.Tx, q query) error {
 				p.cursor = hi
 			}
 			p.created = p.created || e.Type == "m.room.create"
-			if p.read.wants(e) {
+			if p.read.Wants(e) {
 				if p.events = append(p.events, e); len(p.events) == q.limit {
 					break
 				}
@@ -216,13 +216,13 @@ func (p *page) encode(start string, q query) []byte {
 	}
 	if more {
 		b = append(b, `,"end":`...)
-		b = events.AppendString(b, token(p.cursor))
+		b = events.AppendString(b, Token(p.cursor))
 	}
 	b = append(b, `,"chunk":`...)
-	b = p.read.appendList(b, p.events)
+	b = p.read.AppendList(b, p.events)
 	if p.members != nil {
 		b = append(b, `,"state":`...)
-		b = p.read.appendList(b, p.members)
+		b = p.read.AppendList(b, p.members)
 	}
 	return append(b, '}')
 }
@@ -231,7 +231,7 @@ func (p *page) encode(start string, q query) []byte {
 // at a position.
 //
 // Spec: client-server-api#lazy-loading-room-members
-func (r *reader) membersOf(tx *sqldb.Tx, list []*events.Event, at stream.Pos) ([]*events.Event, error) {
+func (r *Reader) membersOf(tx *sqldb.Tx, list []*events.Event, at stream.Pos) ([]*events.Event, error) {
 	seen := make(map[matrix.UserID]bool)
 	var nids []int64
 	for _, e := range list {
@@ -255,7 +255,7 @@ func (r *reader) membersOf(tx *sqldb.Tx, list []*events.Event, at stream.Pos) ([
 }
 
 // byNID reads events in the order of their row numbers' list.
-func (r *reader) byNID(tx *sqldb.Tx, nids []int64) ([]*events.Event, error) {
+func (r *Reader) byNID(tx *sqldb.Tx, nids []int64) ([]*events.Event, error) {
 	m, err := r.h.Events.ByNID(tx, nids)
 	if err != nil {
 		return nil, err

@@ -16,13 +16,13 @@ func (h *History) getState(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
 		return nil, err
 	}
 	var out []byte
 	err = h.DB.Read(c.Ctx(), func(tx *sqldb.Tx) error {
-		r := &reader{h: h, a: a, now: h.Now()}
+		r := &Reader{h: h, a: a, now: h.Now()}
 		rows, err := state.At(tx, room, a.upTo)
 		if err != nil {
 			return err
@@ -38,7 +38,7 @@ func (h *History) getState(c *httpapi.Call) (any, error) {
 		if err := h.Events.Complete(tx, list); err != nil {
 			return err
 		}
-		out = r.appendList(make([]byte, 0, 1024*len(list)+2), list)
+		out = r.AppendList(make([]byte, 0, 1024*len(list)+2), list)
 		return nil
 	})
 	if err != nil {
@@ -58,7 +58,7 @@ func (h *History) getStateEvent(c *httpapi.Call) (any, error) {
 	if format != "" && format != "content" && format != "event" {
 		return nil, matrix.InvalidParam("format must be content or event")
 	}
-	a, err := h.access(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +73,11 @@ func (h *History) getStateEvent(c *httpapi.Call) (any, error) {
 	if format != "event" {
 		return httpapi.Raw(e.Content()), nil
 	}
-	r := &reader{h: h, a: a, now: h.Now()}
+	r := &Reader{h: h, a: a, now: h.Now()}
 	return httpapi.Raw(r.append(nil, e)), nil
 }
 
-func (h *History) entry(c *httpapi.Call, a access, key state.Key) (e *events.Event, err error) {
+func (h *History) entry(c *httpapi.Call, a Access, key state.Key) (e *events.Event, err error) {
 	if a.joined { // from memory
 		return h.Rooms.State(c.Ctx(), a.room, key.Type, key.StateKey)
 	}
