@@ -122,7 +122,9 @@ func (d *Dings) editCard(ctx context.Context, l *live) error {
 	// A DING that is over while deliveries are under way is shown once more when they are out.
 	final := over && l.n.Queued == 0
 	same, done := l.cardShown == c.shown, l.cardDone
-	l.edited = time.Now()
+	if !same {
+		l.edited = time.Now()
+	}
 	d.mu.Unlock()
 	lost := event == noCard
 	if same && done == final || lost && done {

@@ -17,6 +17,7 @@ import (
 )
 
 func TestSendAndConfirm(t *testing.T) {
+	t.Parallel()
 	s := tell(t)
 	s.ding("mei", "三点开会 <1号楼>", ding.Receivers{Persons: []string{"zhang", "zhao", "mei", "qian"}, Units: []string{"web", "sales"}})
 	e := s.notice("zhang", "三点开会")
@@ -108,6 +109,7 @@ func TestFirstConfirmationStands(t *testing.T) {
 }
 
 func TestRecall(t *testing.T) {
+	t.Parallel()
 	s := tell(t)
 	s.w.fail = func(room, _ string) error {
 		if room == "!wang" {
@@ -268,6 +270,7 @@ func TestScheduledMissedCancelledRefused(t *testing.T) {
 }
 
 func TestExpiry(t *testing.T) {
+	t.Parallel()
 	s := tell(t)
 	id := s.ding("mei", "soon", to("zhang", "li"))
 	e := s.notice("zhang", "soon")
@@ -460,6 +463,7 @@ func TestRecallByReplyToTheCard(t *testing.T) {
 
 // A delivery that cannot be made is shown to the sender and does not stop the rest.
 func TestFailedDelivery(t *testing.T) {
+	t.Parallel()
 	s := tell(t)
 	s.w.fail = func(room, _ string) error {
 		if room == "!li" {
@@ -477,6 +481,7 @@ func TestFailedDelivery(t *testing.T) {
 }
 
 func TestCardIsEditedOnceASecond(t *testing.T) {
+	t.Parallel()
 	imp := company()
 	for i := range 40 {
 		imp.People = append(imp.People, &org.Person{ID: fmt.Sprintf("p%02d", i), Name: fmt.Sprintf("员工%02d", i), Posts: []org.Post{{Unit: "web", Main: true}}})
@@ -505,6 +510,7 @@ func TestCardIsEditedOnceASecond(t *testing.T) {
 
 // The process dies after each step of a DING; nothing is lost and nothing is shown twice.
 func TestCrashAtEachStep(t *testing.T) {
+	t.Parallel()
 	for step := range 8 {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
 			s := tell(t)

@@ -253,7 +253,12 @@ func (s *story) open() {
 			s.t.Fatal(err)
 		}
 	}
-	s.db, err = sqldb.Open(s.dsn)
+	for range 200 { // a PostgreSQL server takes a moment to notice that its client has gone
+		if s.db, err = sqldb.Open(s.dsn); !errors.Is(err, sqldb.ErrInUse) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	must()
 	s.org, err = org.NewStore(ctx, s.db)
 	must()

@@ -3,6 +3,7 @@ package readlist_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -127,6 +128,10 @@ func tell(t testing.TB, names ...string) *story {
 func (s *story) open() {
 	s.t.Helper()
 	db, err := sqldb.Open(s.dsn)
+	for n := 0; errors.Is(err, sqldb.ErrInUse) && n < 200; n++ { // a PostgreSQL server takes a moment to notice that its client has gone
+		time.Sleep(10 * time.Millisecond)
+		db, err = sqldb.Open(s.dsn)
+	}
 	if err != nil {
 		s.t.Fatal(err)
 	}

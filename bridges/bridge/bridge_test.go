@@ -279,7 +279,13 @@ func TestRestartSendsWithTheSameKey(t *testing.T) {
 	}
 	o.Run(ctx)
 	db.Close()
-	if db, err = sqldb.Open(dsn); err != nil {
+	for range 200 { // a PostgreSQL server takes a moment to notice that its client has gone
+		if db, err = sqldb.Open(dsn); !errors.Is(err, sqldb.ErrInUse) {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
