@@ -142,8 +142,13 @@ func (d *Data) DeleteUser(tx *sqldb.Tx, user matrix.UserID) error {
 	if _, err := tx.Exec(qDelete, string(user)); err != nil {
 		return err
 	}
-	_, err := tx.Exec(qUndefine, string(user))
-	return err
+	if _, err := tx.Exec(qUndefine, string(user)); err != nil {
+		return err
+	}
+	d.mu.Lock() // should the transaction fail, a closed account ignores nobody: no harm
+	delete(d.ignored, user)
+	d.mu.Unlock()
+	return nil
 }
 
 // ForgetRoom drops what a user has stored for a room they forget.
