@@ -11,7 +11,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/text/language"
@@ -28,12 +27,8 @@ type Set struct {
 	byType map[string]*jsonschema.Schema
 }
 
-var load = sync.OnceValues(compile)
-
-// Load compiles the schemas, once in a process.
-func Load() (*Set, error) { return load() }
-
-func compile() (*Set, error) {
+// Load compiles the schemas.
+func Load() (*Set, error) {
 	names, err := fs.Glob(files, "data/*.json")
 	if err != nil {
 		return nil, err
