@@ -9,6 +9,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/state"
@@ -27,7 +28,8 @@ type work struct {
 	b    []byte
 	some bool // something happened
 
-	data map[matrix.RoomID][]accountdata.Entry
+	data  map[matrix.RoomID][]accountdata.Entry
+	facts map[matrix.RoomID]facts
 }
 
 var snapshots = sync.Pool{New: func() any { return &hub.Snapshot{} }}
@@ -75,6 +77,9 @@ func (w *work) make() error {
 	mark := len(w.b) // the token is put in at the end
 	token := Token{Pos: w.to, Eph: w.eph, ToDevice: w.to}
 	var tail []byte
+	if err := w.gather(); err != nil {
+		return err
+	}
 	if w.needsDB() {
 		err := w.s.DB.Read(w.ctx, func(tx *sqldb.Tx) error {
 			w.b, tail, w.some = w.b[:mark], buffer(), false
@@ -97,6 +102,52 @@ func (w *work) make() error {
 	bodies.Put(&tail)
 	return nil
 }
+
+// facts are what other features know of a room. They are asked for before the
+// answer's own snapshot is opened: a feature may have to read the database, and
+// who holds a connection must not wait for a second one.
+type facts struct {
+	unread          push.Unread
+	receipts        [][]byte
+	joined, invited int
+}
+
+func (w *work) gather() error {
+	w.facts = make(map[matrix.RoomID]facts, len(w.snap.Rooms))
+	for i := range w.snap.Rooms {
+		r := &w.snap.Rooms[i]
+		if !w.q.filter.MatchRoom(r.ID) {
+			continue
+		}
+		var f facts
+		var err error
+		from := w.q.since.Pos
+		fresh := w.fresh(r)
+		if fresh {
+			from = 0
+		}
+		if fresh || r.LastEvent > from || r.LastReceipt > from {
+			if f.unread, err = w.s.Push.Counts(w.ctx, r.ID, w.q.user); err != nil {
+				return err
+			}
+		}
+		if fresh || r.LastReceipt > from {
+			if f.receipts, err = w.s.Receipts.Content(w.ctx, w.q.user, r.ID, from, w.to); err != nil {
+				return err
+			}
+		}
+		if fresh || w.q.full || r.LastState > from {
+			if f.joined, f.invited, err = w.s.Rooms.Summary(w.ctx, r.ID); err != nil {
+				return err
+			}
+		}
+		w.facts[r.ID] = f
+	}
+	return nil
+}
+
+// fresh reports whether the client has yet to hear of a room.
+func (w *work) fresh(r *hub.RoomState) bool { return w.q.initial || r.Joined > w.q.since.Pos }
 
 // needsDB reports whether anything beside rooms whose events are at hand must be
 // looked at.

@@ -86,7 +86,7 @@ func (w *work) rooms(tx *sqldb.Tx, out *[]byte) error {
 // joined writes one joined room, if there is anything to tell of it.
 func (w *work) joined(tx *sqldb.Tx, sec *section, r *hub.RoomState) error {
 	q := w.q
-	fresh := q.initial || r.Joined > q.since.Pos
+	fresh := w.fresh(r)
 	mark, count := len(sec.b), sec.count
 	sec.add(r.ID)
 	open := len(sec.b)
@@ -106,11 +106,7 @@ func (w *work) joined(tx *sqldb.Tx, sec *section, r *hub.RoomState) error {
 			return err
 		}
 	}
-	eph, err := w.ephemeral(r, fresh)
-	if err != nil {
-		return err
-	}
-	if len(eph) > 0 {
+	if eph := w.ephemeral(r, fresh); len(eph) > 0 {
 		some = true
 		sec.b = append(w.comma(sec.b), `"ephemeral":`...)
 		sec.b = appendEvents(sec.b, eph)
@@ -143,10 +139,7 @@ func (w *work) comma(b []byte) []byte {
 // appendUnread writes the counts; those of the main timeline and all threads
 // together unless the client asked for threads.
 func (w *work) appendUnread(b []byte, id matrix.RoomID) ([]byte, error) {
-	u, err := w.s.Push.Counts(w.ctx, id, w.q.user)
-	if err != nil {
-		return b, err
-	}
+	u := w.facts[id].unread
 	c := u.Main
 	threads := w.q.filter.Timeline() != nil && w.q.filter.Timeline().UnreadThreads
 	if !threads {
@@ -167,22 +160,18 @@ func (w *work) appendUnread(b []byte, id matrix.RoomID) ([]byte, error) {
 	return b, nil
 }
 
-func (w *work) ephemeral(r *hub.RoomState, fresh bool) ([][]byte, error) {
+func (w *work) ephemeral(r *hub.RoomState, fresh bool) [][]byte {
 	f := w.q.filter.Ephemeral()
 	var list [][]byte
 	if f.MatchesNothing() || !f.MatchRoom(r.ID) {
-		return nil, nil
+		return nil
 	}
 	from, eph := w.q.since.Pos, w.q.since.Eph
 	if fresh {
 		from, eph = 0, 0
 	}
 	if (fresh || r.LastReceipt > from) && f.MatchType("m.receipt") {
-		contents, err := w.s.Receipts.Content(w.ctx, w.q.user, r.ID, from, w.to)
-		if err != nil {
-			return nil, err
-		}
-		for _, c := range contents {
+		for _, c := range w.facts[r.ID].receipts {
 			list = append(list, plainEvent("m.receipt", c))
 		}
 	}
@@ -191,7 +180,7 @@ func (w *work) ephemeral(r *hub.RoomState, fresh bool) ([][]byte, error) {
 			list = append(list, plainEvent("m.typing", c))
 		}
 	}
-	return list, nil
+	return list
 }
 
 func (w *work) roomData(tx *sqldb.Tx, id matrix.RoomID, fresh bool) [][]byte {

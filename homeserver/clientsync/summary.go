@@ -66,17 +66,14 @@ func (w *work) appendSummary(tx *sqldb.Tx, b []byte, id matrix.RoomID, changed b
 	if !changed {
 		return b, nil
 	}
-	joined, invited, err := w.s.Rooms.Summary(w.ctx, id)
-	if err != nil {
-		return b, err
-	}
+	f := w.facts[id]
 	if len(b) > 0 {
 		b = w.comma(b)
 	}
 	b = append(b, `"summary":{"m.joined_member_count":`...)
-	b = appendInt(b, joined)
+	b = appendInt(b, f.joined)
 	b = append(b, `,"m.invited_member_count":`...)
-	b = appendInt(b, invited)
+	b = appendInt(b, f.invited)
 	if tx != nil {
 		heroes, err := w.heroes(tx, id)
 		if err != nil {

@@ -66,10 +66,10 @@ func (sqlite) setup(writer bool) []string {
 	return append(s, "PRAGMA cache_size = -8192", "PRAGMA query_only = ON")
 }
 
-func (sqlite) singleWriter() bool  { return true }
-func (sqlite) beginRead() string   { return "BEGIN" }
-func (sqlite) beginWrite() string  { return "BEGIN IMMEDIATE" }
-func (sqlite) broken(error) bool   { return false }
+func (sqlite) singleWriter() bool   { return true }
+func (sqlite) beginRead() string    { return "BEGIN" }
+func (sqlite) beginWrite() string   { return "BEGIN IMMEDIATE" }
+func (sqlite) broken(error) bool    { return false }
 func (sqlite) retryable(error) bool { return false }
 
 var (
@@ -154,11 +154,11 @@ func (postgres) open(ctx context.Context, dsn string) (*sql.DB, func(), error) {
 	return pool, func() { guard.Close() }, nil
 }
 
-func (postgres) setup(bool) []string         { return nil }
-func (postgres) singleWriter() bool          { return false }
-func (postgres) beginRead() string           { return "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" }
-func (postgres) beginWrite() string          { return "BEGIN" }
-func (postgres) translate(q string) string   { return q }
+func (postgres) setup(bool) []string       { return nil }
+func (postgres) singleWriter() bool        { return false }
+func (postgres) beginRead() string         { return "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" }
+func (postgres) beginWrite() string        { return "BEGIN" }
+func (postgres) translate(q string) string { return q }
 
 func (postgres) args(args []any) []any {
 	for i, a := range args {

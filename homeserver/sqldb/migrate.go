@@ -21,10 +21,10 @@ const (
 )
 
 type migration struct {
-	version       int
-	name          string
-	text          string
-	checksum      string
+	version  int
+	name     string
+	text     string
+	checksum string
 }
 
 // Migrate brings the tables of pkg to the newest version found in fsys, which

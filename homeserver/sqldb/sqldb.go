@@ -34,8 +34,10 @@ var (
 
 // Sizes of the connection pools.
 const (
-	sqliteReaders = 6
-	postgresConns = 16
+	sqliteReaders = 16
+	postgresConns = 24
+	// kept is how many of them are opened at once; the others when needed.
+	kept = 4
 	// maxGroup is the number of Writes that share one SQLite commit at most.
 	maxGroup = 256
 )
@@ -44,8 +46,9 @@ const (
 type DB struct {
 	pool    *sql.DB
 	dialect dialect
-	readers chan *conn // idle connections for Read (PostgreSQL: for Write too)
-	writer  *conn      // SQLite only
+	readers chan *conn    // idle connections for Read (PostgreSQL: for Write too)
+	more    chan struct{} // one token for each connection that may still be opened
+	writer  *conn         // SQLite only
 
 	writes  chan *write // SQLite only
 	stop    chan struct{}
@@ -81,7 +84,7 @@ func open(d dialect, dsn string, readers int) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	db := &DB{pool: pool, dialect: d, readers: make(chan *conn, readers), stop: make(chan struct{}), unlock: unlock}
+	db := &DB{pool: pool, dialect: d, readers: make(chan *conn, readers), more: make(chan struct{}, readers), stop: make(chan struct{}), unlock: unlock}
 	if d.singleWriter() {
 		if db.writer, err = db.connect(ctx, true); err != nil {
 			pool.Close()
@@ -92,7 +95,10 @@ func open(d dialect, dsn string, readers int) (*DB, error) {
 		db.stopped.Add(1)
 		go db.writeLoop()
 	}
-	for range readers {
+	for range readers - kept {
+		db.more <- struct{}{}
+	}
+	for range kept {
 		c, err := db.connect(ctx, false)
 		if err != nil {
 			db.Close()
@@ -188,6 +194,18 @@ func (db *DB) take(ctx context.Context) (*conn, error) {
 	}
 	select {
 	case c := <-db.readers:
+		return c, nil
+	default:
+	}
+	select {
+	case c := <-db.readers:
+		return c, nil
+	case <-db.more:
+		c, err := db.connect(context.Background(), false)
+		if err != nil {
+			db.more <- struct{}{}
+			return nil, fmt.Errorf("opening another connection: %w", err)
+		}
 		return c, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
