@@ -129,7 +129,7 @@ func TestMautrixClientUsesTheTransport(t *testing.T) {
 	if !slices.Equal(users, []string{"@li:example.com", ""}) {
 		t.Errorf("users %q", users)
 	}
-	if c.As("@li:example.com") != c.As("@li:example.com") {
+	if first, second := c.As("@li:example.com"), c.As("@li:example.com"); first != second {
 		t.Error("clients are not cached")
 	}
 }
