@@ -8,6 +8,7 @@ package homeserver
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -33,6 +34,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/presence"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/push"
@@ -94,6 +96,7 @@ type Media struct {
 	MaxRemote         int64 // bytes
 	MaxPixels         int
 	DynamicThumbnails bool
+	OpenDownloads     bool // new files on the deprecated endpoints too, without a token
 }
 
 // Server is a homeserver.
@@ -274,6 +277,14 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 
+	files, err := media.New(ctx, db, nil, media.Options{
+		Server: o.ServerName, Dir: s.mediaDir(), MaxUpload: o.Media.MaxUpload, MaxRemote: o.Media.MaxRemote,
+		MaxPixels: o.Media.MaxPixels, FixedSizes: !o.Media.DynamicThumbnails, OpenDownloads: o.Media.OpenDownloads, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+
 	// Readers of the log.
 	syn := clientsync.New(clientsync.Parts{
 		DB: db, Hub: s.hub, Events: store, Rooms: r, Data: data, Keys: keys, Receipts: rec, Typing: typ,
@@ -289,7 +300,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	fed, err := federation.New(ctx, db, l, federation.Parts{
 		Client: s.client, Hub: s.hub, Rooms: r, Events: store, Receipts: rec, Typing: typ, Presence: pres,
-		Keys: crypto, Profiles: prof, Directory: dir, Version: o.Version, Now: o.Now,
+		Keys: crypto, Profiles: prof, Directory: dir, Media: files, Version: o.Version, Now: o.Now,
 	})
 	if err != nil {
 		return err
@@ -316,9 +327,12 @@ func (s *Server) build(ctx context.Context) error {
 		}
 	}})
 
+	readers := map[string]accountdata.Reader{
+		push.EventType: func(_ context.Context, u matrix.UserID) (json.RawMessage, error) { return notify.Rules(u), nil },
+	}
 	for _, routes := range [][]httpapi.Route{
-		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(nil), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), apps.Routes(),
+		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), apps.Routes(), files.Routes(),
 	} {
 		s.api.Add(routes...)
 	}
@@ -329,7 +343,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
 	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
-		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run})
+		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run})
 	return nil
 }
 
