@@ -65,7 +65,7 @@ func isLogout(path string) bool {
 // Spec: application-service-api#identity-assertion
 func (a *Accounts) authenticateService(r *http.Request, as *ApplicationService) (*httpapi.Caller, error) {
 	user := as.Sender(a.opts.ServerName)
-	c := &httpapi.Caller{User: user, AppService: as.ID, Unlimited: true}
+	c := &httpapi.Caller{User: user, AppService: as.ID, Service: user, Unlimited: true}
 	var q url.Values
 	if r.URL.RawQuery != "" {
 		q = r.URL.Query()

@@ -52,13 +52,13 @@ type Event struct {
 	Txn      string // see TxnKey, "" for none
 	JSON     []byte // the PDU
 
-	Replaces    int64    // NID of the state event it replaced, 0 for none
-	RedactedBy  int64    // NID of the redaction, 0 for none
-	Replaced    *Event   // the event of Replaces, where it was loaded
-	Redaction   *Event   // the event of RedactedBy, where it was loaded
-	Target      *Event   // of a redaction: the redacted form of its target
-	Membership  string   // content.membership of a member event
-	client      atomic.Pointer[[]byte]
+	Replaces   int64  // NID of the state event it replaced, 0 for none
+	RedactedBy int64  // NID of the redaction, 0 for none
+	Replaced   *Event // the event of Replaces, where it was loaded
+	Redaction  *Event // the event of RedactedBy, where it was loaded
+	Target     *Event // of a redaction: the redacted form of its target
+	Membership string // content.membership of a member event
+	client     atomic.Pointer[[]byte]
 }
 
 // Content is the event's content as a JSON object.

@@ -110,7 +110,9 @@ func (s *Store) ByID(ctx context.Context, id matrix.EventID) (e *Event, err erro
 }
 
 // Get reads an event; nil if it is not known.
-func (s *Store) Get(tx *sqldb.Tx, id matrix.EventID) (*Event, error) { return one(tx, qByID, string(id)) }
+func (s *Store) Get(tx *sqldb.Tx, id matrix.EventID) (*Event, error) {
+	return one(tx, qByID, string(id))
+}
 
 func one(tx *sqldb.Tx, q string, args ...any) (*Event, error) {
 	list, err := sqldb.Select(tx, scan, q, args...)

@@ -28,8 +28,9 @@ type Caller struct {
 	Guest      bool
 	Admin      bool
 	Suspended  bool
-	AppService string // ID of the application service whose token was used
-	Unlimited  bool   // rate limits do not apply (an application service with rate_limited: false)
+	AppService string        // ID of the application service whose token was used
+	Service    matrix.UserID // that service's own user
+	Unlimited  bool          // rate limits do not apply (an application service with rate_limited: false)
 
 	// Seen is when the authenticator last noted the use of the device, in milliseconds; for its own use, may be nil.
 	Seen *atomic.Int64

@@ -29,10 +29,14 @@ func (p provider) get(typ, key string) (gomatrixserverlib.PDU, error) {
 	if e == nil {
 		return nil, nil
 	}
-	return p.r.pduOf(p.ctx, e)
+	return p.r.pduOf(p.ctx, p.rm, e)
 }
 
-func (r *Rooms) pduOf(ctx context.Context, e *entry) (gomatrixserverlib.PDU, error) {
+// maxKept is how many members' PDUs a room keeps: those who act for others, such
+// as who vouches for joins, are needed again and again.
+const maxKept = 64
+
+func (r *Rooms) pduOf(ctx context.Context, rm *room, e *entry) (gomatrixserverlib.PDU, error) {
 	if e.pdu != nil {
 		return e.pdu, nil
 	}
@@ -44,9 +48,13 @@ func (r *Rooms) pduOf(ctx context.Context, e *entry) (gomatrixserverlib.PDU, err
 	if err != nil {
 		return nil, err
 	}
-	if e.ev != nil { // members are many: their PDUs are not kept
-		e.pdu = pdu
+	if e.ev == nil { // members are many: the PDUs of a few are kept
+		if rm.kept == maxKept {
+			return pdu, nil
+		}
+		rm.kept++
 	}
+	e.pdu = pdu
 	return pdu, nil
 }
 

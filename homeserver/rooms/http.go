@@ -123,7 +123,7 @@ func (r *Rooms) postJoin(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = r.Join(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via, TS: at})
+	err = r.Join(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via, TS: at, Service: c.Caller.Service})
 	if err != nil {
 		return nil, err
 	}

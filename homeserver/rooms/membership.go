@@ -27,6 +27,8 @@ type MemberChange struct {
 	// Extra holds further fields of the member event's content, an object.
 	Extra json.RawMessage
 	TS    int64
+	// Service is the application service's own user that makes the change for the target.
+	Service matrix.UserID
 	// Direct marks an invitation to a direct chat.
 	Direct bool
 }
@@ -122,7 +124,7 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 		if m := rm.membership(c.Target); m == spec.Join || m == spec.Invite {
 			return nil, false, nil
 		}
-		ok, err := r.allowedByRooms(ctx, rm, c.Target)
+		ok, err := r.allowedByRooms(ctx, rm, c.Target, c.Service)
 		if err != nil {
 			return nil, false, err
 		}
@@ -146,7 +148,7 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 }
 
 // allowedByRooms evaluates the allow rules of a restricted room.
-func (r *Rooms) allowedByRooms(_ context.Context, rm *room, user matrix.UserID) (bool, error) {
+func (r *Rooms) allowedByRooms(_ context.Context, rm *room, user, service matrix.UserID) (bool, error) {
 	e := rm.current(spec.MRoomJoinRules, "")
 	if e == nil {
 		return false, nil
@@ -154,6 +156,9 @@ func (r *Rooms) allowedByRooms(_ context.Context, rm *room, user matrix.UserID) 
 	ok := false
 	gjson.GetBytes(e.JSON, "content.allow").ForEach(func(_, a gjson.Result) bool {
 		if a.Get("type").Str == spec.MRoomMembership && r.hub.Joined(user, matrix.RoomID(a.Get("room_id").Str)) {
+			ok = true
+		}
+		if service != "" && a.Get("type").Str == "im.carillon.application_service" && a.Get("user_id").Str == string(service) && rm.membership(service) == spec.Join {
 			ok = true
 		}
 		return !ok

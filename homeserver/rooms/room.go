@@ -31,6 +31,8 @@ type room struct {
 	version gomatrixserverlib.RoomVersion
 	impl    gomatrixserverlib.IRoomVersion
 	seq     int64 // of the newest event built
+	applied int   // events applied to the memory
+	kept    int   // members whose PDUs are kept
 	tips    []matrix.EventID
 	depth   int64
 	state   map[state.Key]*entry

@@ -192,6 +192,9 @@ func (r *Rooms) load(ctx context.Context, rm *room) error {
 	if rm.loaded {
 		return nil
 	}
+	if rm.flying > 0 && rm.last != nil {
+		rm.last.Wait() // what is on its way must be in what is read; its caller hears of errors
+	}
 	var rows []state.Row
 	var evs map[int64]*events.Event
 	var tips string
@@ -226,7 +229,7 @@ func (r *Rooms) load(ctx context.Context, rm *room) error {
 		return fmt.Errorf("loading room: tips: %w", err)
 	}
 	rm.state = make(map[state.Key]*entry, len(rows))
-	rm.joined, rm.invited = 0, 0
+	rm.joined, rm.invited, rm.kept = 0, 0, 0
 	for _, row := range rows {
 		e := &entry{nid: row.NID, membership: row.Membership, ev: evs[row.NID]}
 		if e.ev != nil {

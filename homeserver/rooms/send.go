@@ -177,6 +177,7 @@ func (r *Rooms) remember(ctx context.Context, rm *room, b *built) error {
 	}
 	rm.tips = []matrix.EventID{b.ev.ID}
 	rm.depth = b.ev.Depth
+	rm.applied++
 	return nil
 }
 
@@ -197,10 +198,11 @@ func (r *Rooms) change(ctx context.Context, id matrix.RoomID, build func(*room) 
 
 // changeOnce is one attempt; it unlocks the room.
 func (r *Rooms) changeOnce(ctx context.Context, rm *room, build func(*room) ([]*built, error)) ([]*events.Event, error) {
+	before := rm.applied
 	list, err := build(rm)
 	if err != nil || len(list) == 0 {
-		if err != nil {
-			rm.loaded = false // a part may have been applied
+		if rm.applied != before {
+			rm.loaded = false // a part has been applied
 		}
 		rm.mu.Unlock()
 		return nil, err
@@ -235,7 +237,7 @@ func (r *Rooms) settle(rm *room, list []*built, gen uint64, err error) {
 		}
 	}
 	if rm.gen != gen {
-		return // it has been read from the database since
+		return // it has been read from the database since, after this commit; see load
 	}
 	if err != nil {
 		rm.loaded = false

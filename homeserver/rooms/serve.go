@@ -73,7 +73,7 @@ func (r *Rooms) template(ctx context.Context, id matrix.RoomID, user matrix.User
 // vouchFor finds a local user who may vouch for a user's join to a restricted
 // room, and says as the specification asks why there is none.
 func (r *Rooms) vouchFor(ctx context.Context, rm *room, user matrix.UserID) (matrix.UserID, error) {
-	ok, err := r.allowedByRooms(ctx, rm, user)
+	ok, err := r.allowedByRooms(ctx, rm, user, "")
 	if err != nil {
 		return "", err
 	}
