@@ -18,7 +18,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/matrix-org/gomatrixserverlib"
 	log "github.com/sirupsen/logrus"
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
@@ -212,7 +211,7 @@ func (s *Server) build(ctx context.Context) error {
 	ro := rooms.Options{
 		Signer:         events.Signer{Server: o.ServerName, KeyID: string(own.KeyID()), Key: own.Private()},
 		Now:            o.Now,
-		DefaultVersion: gomatrixserverlib.RoomVersion(o.DefaultRoomVersion),
+		DefaultVersion: o.DefaultRoomVersion,
 		Profile: func(_ context.Context, u matrix.UserID) (string, string, error) {
 			n := prof.Name(u)
 			return n.DisplayName, n.AvatarURL, nil

@@ -2,7 +2,6 @@ package events
 
 import (
 	"context"
-	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -248,7 +247,7 @@ func Scan(r *sqldb.Rows) (*Event, error) { return scan(r) }
 
 func scan(r *sqldb.Rows) (*Event, error) {
 	e := &Event{}
-	var key sql.NullString
+	var key *string
 	var pos int64
 	err := r.Scan(&e.NID, &pos, &e.ID, &e.Room, &e.Version, &e.Type, &key, &e.Sender, &e.TS, &e.Depth, &e.Flags,
 		&e.Replaces, &e.Redacts, &e.RedactedBy, &e.RelType, &e.RelTo, &e.Txn, &e.JSON)
@@ -256,9 +255,7 @@ func scan(r *sqldb.Rows) (*Event, error) {
 		return nil, err
 	}
 	e.Pos = stream.Pos(pos)
-	if key.Valid {
-		e.StateKey = &key.String
-	}
+	e.StateKey = key
 	if e.Type == "m.room.member" {
 		e.Membership = e.ContentString("membership")
 	}

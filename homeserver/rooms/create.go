@@ -103,7 +103,7 @@ func (r *Rooms) Create(ctx context.Context, creator matrix.UserID, q CreateReque
 }
 
 func (r *Rooms) checkCreate(ctx context.Context, creator matrix.UserID, q *CreateRequest) (gomatrixserverlib.RoomVersion, preset, error) {
-	version := r.o.DefaultVersion
+	version := gomatrixserverlib.RoomVersion(r.o.DefaultVersion)
 	if q.Version != "" {
 		version = gomatrixserverlib.RoomVersion(q.Version)
 	}

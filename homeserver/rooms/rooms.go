@@ -44,7 +44,7 @@ var schema embed.FS
 type Options struct {
 	Signer         events.Signer
 	Now            matrix.Now
-	DefaultVersion gomatrixserverlib.RoomVersion // "" is 12
+	DefaultVersion string // "" is 12
 	// Remote reaches other servers; nil on a server that does not federate.
 	Remote Remote
 	// Profile gives a local user's name and avatar for member events.
@@ -105,7 +105,7 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 		return nil, err
 	}
 	if o.DefaultVersion == "" {
-		o.DefaultVersion = gomatrixserverlib.RoomVersionV12
+		o.DefaultVersion = "12"
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -156,7 +156,7 @@ func Versions() []string {
 }
 
 // DefaultVersion is the version of rooms that are created without one.
-func (r *Rooms) DefaultVersion() string { return string(r.o.DefaultVersion) }
+func (r *Rooms) DefaultVersion() string { return r.o.DefaultVersion }
 
 // Server is this server's name.
 func (r *Rooms) Server() matrix.ServerName { return r.o.Signer.Server }
