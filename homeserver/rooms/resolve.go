@@ -281,6 +281,16 @@ func runResolution(version gomatrixserverlib.RoomVersion, views []state.View, di
 		auth = append(auth, p)
 		rejected[string(e.ID)] = e.Rejected()
 	}
+	for _, e := range byNID { // version 2.1 looks up the conflicted events themselves, too
+		if chain[e.ID] != nil {
+			continue
+		}
+		p, err := pduOf(e)
+		if err != nil {
+			return nil, err
+		}
+		auth = append(auth, p)
+	}
 	resolved, err := gomatrixserverlib.ResolveConflictsNew(version, sets, auth, userIDForSender,
 		func(id string) bool { return rejected[id] })
 	if err != nil {
