@@ -1,0 +1,269 @@
+package directory_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/carillon-chat/carillon/homeserver/directory"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/profiles"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+)
+
+type fixture struct {
+	*world
+	d *directory.Directory
+	p *profiles.Profiles
+}
+
+type far struct{ query string }
+
+func (f *far) Alias(_ context.Context, alias matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error) {
+	if alias == "#there:b.example" {
+		return "!there", []matrix.ServerName{"b.example"}, nil
+	}
+	return "", nil, matrix.NotFound("no such alias")
+}
+
+func (f *far) PublicRooms(_ context.Context, _ matrix.ServerName, query json.RawMessage) (json.RawMessage, error) {
+	f.query = string(query)
+	return json.RawMessage(`{"chunk":[]}`), nil
+}
+
+func open(t testing.TB, o directory.Options) *fixture {
+	t.Helper()
+	db := sqldbtest.Open(t)
+	f := &fixture{}
+	f.world = newWorld(t, db, rooms.Options{
+		Profile: func(_ context.Context, u matrix.UserID) (string, string, error) {
+			return f.p.Name(u).DisplayName, "", nil
+		},
+		ClaimAlias: func(tx *sqldb.Tx, a matrix.RoomAlias, r matrix.RoomID, u matrix.UserID) error {
+			return f.d.ClaimAlias(tx, a, r, u)
+		},
+		Publish: func(tx *sqldb.Tx, r matrix.RoomID) error { return f.d.Publish(tx, r) },
+		ResolveAlias: func(ctx context.Context, a matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error) {
+			return f.d.Resolve(ctx, a)
+		},
+	})
+	var err error
+	if f.p, err = profiles.New(f.ctx, db, f.acc, f.rooms, profiles.Options{Server: here}); err != nil {
+		t.Fatal(err)
+	}
+	o.Server = here
+	if f.d, err = directory.New(f.ctx, db, f.acc, f.p, f.rooms, f.hub, o); err != nil {
+		t.Fatal(err)
+	}
+	f.api.Add(f.d.Routes()...)
+	f.run()
+	return f
+}
+
+const v3 = "/_matrix/client/v3/"
+
+func alias(a string) string { return v3 + "directory/room/" + url.PathEscape(a) }
+
+func TestAliases(t *testing.T) {
+	f := open(t, directory.Options{Remote: &far{}})
+	room := f.room(alice, bob)
+	body := fmt.Sprintf(`{"room_id":%q}`, room)
+	f.want(alice, "PUT", alias("#one:a.example"), body, 200, "")
+	f.want(bob, "PUT", alias("#two:a.example"), body, 200, "")
+	f.want(bob, "PUT", alias("#one:a.example"), body, 409, "M_UNKNOWN")
+	if got := f.want("", "GET", alias("#one:a.example"), "", 200, ""); got != fmt.Sprintf(`{"room_id":%q,"servers":["a.example"]}`, room) {
+		t.Errorf("resolved %s", got)
+	}
+	if got := f.want("", "GET", alias("#there:b.example"), "", 200, ""); got != `{"room_id":"!there","servers":["b.example"]}` {
+		t.Errorf("resolved %s", got)
+	}
+	aliases := v3 + "rooms/" + string(room) + "/aliases"
+	if got := f.want(bob, "GET", aliases, "", 200, ""); got != `{"aliases":["#one:a.example","#two:a.example"]}` {
+		t.Errorf("aliases %s", got)
+	}
+	f.want(carol, "GET", aliases, "", 403, "M_FORBIDDEN")
+	f.set(room, alice, "m.room.canonical_alias", "", `{"alias":"#one:a.example","alt_aliases":["#two:a.example"]}`)
+	f.want(bob, "DELETE", alias("#one:a.example"), "", 403, "M_FORBIDDEN")
+	f.want(bob, "DELETE", alias("#two:a.example"), "", 200, "") // his own
+	f.want(alice, "DELETE", alias("#one:a.example"), "", 200, "")
+	f.want(alice, "DELETE", alias("#one:a.example"), "", 404, "M_NOT_FOUND")
+	if e, _ := f.rooms.State(f.ctx, room, "m.room.canonical_alias", ""); e.ContentString("alias") != "" {
+		t.Errorf("canonical alias %s", e.Content())
+	}
+	for _, c := range []struct {
+		user               matrix.UserID
+		method, path, body string
+		status             int
+		code               string
+	}{
+		{"", "GET", alias("#none:a.example"), ``, 404, "M_NOT_FOUND"},
+		{"", "GET", alias("#none:b.example"), ``, 404, "M_NOT_FOUND"},
+		{"", "GET", alias("none"), ``, 400, "M_INVALID_PARAM"},
+		{alice, "PUT", alias("#x:b.example"), body, 400, "M_INVALID_PARAM"},
+		{alice, "PUT", alias("#x:a.example"), `{}`, 400, "M_MISSING_PARAM"},
+		{alice, "PUT", alias("#x:a.example"), `{"room_id":"x"}`, 400, "M_INVALID_PARAM"},
+		{alice, "PUT", alias("#x:a.example"), `{"room_id":5}`, 400, "M_BAD_JSON"},
+		{carol, "PUT", alias("#x:a.example"), body, 403, "M_FORBIDDEN"},
+		{admin, "PUT", alias("#x:a.example"), `{"room_id":"!none"}`, 404, "M_NOT_FOUND"},
+		{"", "PUT", alias("#x:a.example"), body, 401, "M_MISSING_TOKEN"},
+	} {
+		f.want(c.user, c.method, c.path, c.body, c.status, c.code)
+	}
+}
+
+// A room is created with its alias in one commit; a taken alias takes no room.
+func TestCreate(t *testing.T) {
+	f := open(t, directory.Options{})
+	room, err := f.rooms.Create(f.ctx, alice, rooms.CreateRequest{AliasName: "hall", Visibility: "public", Name: "Hall"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := f.d.Resolve(f.ctx, "#hall:a.example"); got != room || err != nil {
+		t.Errorf("resolved %s %v", got, err)
+	}
+	if on, _ := f.d.Published(f.ctx, room); !on {
+		t.Error("not published")
+	}
+	if _, err := f.rooms.Create(f.ctx, alice, rooms.CreateRequest{AliasName: "hall"}, 0); !matrix.IsCode(err, "M_ROOM_IN_USE") {
+		t.Errorf("taken alias: %v", err)
+	}
+}
+
+func TestPublicRooms(t *testing.T) {
+	remote := &far{}
+	f := open(t, directory.Options{Remote: remote})
+	small, large, space := f.room(alice), f.room(alice, bob, carol), matrix.RoomID("")
+	var err error
+	if space, err = f.rooms.Create(f.ctx, bob, rooms.CreateRequest{Preset: "public_chat", Name: "Space", CreationContent: json.RawMessage(`{"type":"m.space"}`)}, 0); err != nil {
+		t.Fatal(err)
+	}
+	f.set(small, alice, "m.room.name", "", `{"name":"北京办事处"}`)
+	f.set(large, alice, "m.room.topic", "", `{"topic":"old","m.topic":{"m.text":[{"mimetype":"text/html","body":"<b>x</b>"},{"body":"Everything"}]}}`)
+	f.set(large, alice, "m.room.history_visibility", "", `{"history_visibility":"world_readable"}`)
+	list := func(room matrix.RoomID) string { return v3 + "directory/list/room/" + string(room) }
+	f.want(alice, "PUT", list(small), `{"visibility":"public"}`, 200, "")
+	f.want(alice, "PUT", list(large), `{}`, 200, "")
+	f.want(bob, "PUT", list(space), `{"visibility":"public"}`, 200, "")
+	f.want(bob, "PUT", list(large), `{"visibility":"private"}`, 403, "M_FORBIDDEN")
+	f.want(alice, "PUT", list(large), `{"visibility":"secret"}`, 400, "M_INVALID_PARAM")
+	f.want(alice, "PUT", list("!none"), `{}`, 404, "M_NOT_FOUND")
+	f.want("", "GET", list("!none"), ``, 404, "M_NOT_FOUND")
+	if got := f.want("", "GET", list(large), ``, 200, ""); got != `{"visibility":"public"}` {
+		t.Errorf("visibility %s", got)
+	}
+	get := func(user matrix.UserID, method, query, body string) (l directory.List) {
+		t.Helper()
+		json.Unmarshal([]byte(f.want(user, method, v3+"publicRooms"+query, body, 200, "")), &l)
+		return l
+	}
+	ids := func(l directory.List) string {
+		var s []string
+		for _, e := range l.Chunk {
+			s = append(s, map[matrix.RoomID]string{small: "small", large: "large", space: "space"}[e.Room])
+		}
+		return strings.Join(s, " ")
+	}
+	l := get("", "GET", "", "")
+	if !strings.HasPrefix(ids(l), "large ") || len(l.Chunk) != 3 || l.Total != 3 || l.Chunk[0].Topic != "Everything" ||
+		!l.Chunk[0].WorldReadable || l.Chunk[0].Members != 3 || l.Chunk[0].JoinRule != "public" {
+		t.Errorf("%+v", l)
+	}
+	first := get("", "GET", "?limit=2", "")
+	second := get("", "GET", "?limit=2&since="+first.Next, "")
+	if len(first.Chunk) != 2 || len(second.Chunk) != 1 || second.Next != "" || second.Prev == "" {
+		t.Errorf("%+v %+v", first, second)
+	}
+	if back := get("", "GET", "?limit=2&since="+second.Prev, ""); ids(back) != ids(first) {
+		t.Errorf("back %+v", back)
+	}
+	for body, want := range map[string]string{
+		`{"filter":{"generic_search_term":"北京"}}`:                           "small",
+		`{"filter":{"generic_search_term":"everyTHING"}}`:                   "large",
+		`{"filter":{"room_types":["m.space"]}}`:                             "space",
+		`{"filter":{"room_types":[null],"generic_search_term":"space"}}`:    "",
+		`{"include_all_networks":true,"filter":{"room_types":["m.space"]}}`: "space",
+		`{"third_party_instance_id":"irc"}`:                                 "",
+	} {
+		if got := ids(get(bob, "POST", "", body)); got != want {
+			t.Errorf("%s: %s, want %s", body, got, want)
+		}
+	}
+	f.want(bob, "GET", v3+"publicRooms?since=x", "", 400, "M_INVALID_PARAM")
+	f.want(bob, "POST", v3+"publicRooms", `{"limit":-1}`, 400, "M_INVALID_PARAM")
+	f.want(bob, "POST", v3+"publicRooms", `{"limit":"x"}`, 400, "M_BAD_JSON")
+	f.want("", "GET", v3+"publicRooms?server=b.example", "", 401, "M_MISSING_TOKEN")
+	f.want(bob, "POST", v3+"publicRooms?server=b.example", `{"limit":5,"filter":{"generic_search_term":"x"}}`, 200, "")
+	if remote.query != `{"filter":{"generic_search_term":"x"},"limit":5}` {
+		t.Errorf("asked %s", remote.query)
+	}
+	f.want(bob, "GET", v3+"publicRooms?server=b..!", "", 400, "M_INVALID_PARAM")
+	f.want(alice, "PUT", list(large), `{"visibility":"private"}`, 200, "")
+	if got := get("", "GET", "", ""); len(got.Chunk) != 2 {
+		t.Errorf("after hiding %+v", got)
+	}
+}
+
+func TestSearch(t *testing.T) {
+	for _, all := range []bool{true, false} {
+		f := open(t, directory.Options{AllUsers: all})
+		for u, name := range map[matrix.UserID]string{alice: "张伟", bob: "Bob Weaver", carol: "李张丽"} {
+			if err := f.p.Set(f.ctx, u, "displayname", json.RawMessage(fmt.Sprintf("%q", name))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f.room(admin, alice)
+		find := func(user matrix.UserID, body string) string {
+			t.Helper()
+			var r struct {
+				Results []directory.Found
+				Limited bool
+			}
+			json.Unmarshal([]byte(f.want(user, "POST", v3+"user_directory/search", body, 200, "")), &r)
+			var s []string
+			for _, x := range r.Results {
+				s = append(s, x.User.Localpart())
+			}
+			if r.Limited {
+				s = append(s, "…")
+			}
+			return strings.Join(s, " ")
+		}
+		for _, c := range []struct{ term, all, some string }{
+			{"张", "alice carol", "alice"},
+			{"weav", "bob", ""},
+			{"BOB", "bob", ""},
+			{"@bob", "bob", ""},
+			{"bob weaver", "bob", ""},
+			{"bob nobody", "", ""},
+			{"张伟", "alice", "alice"},
+			{"carol", "carol", ""},
+			{" ", "", ""},
+		} {
+			want := c.all
+			if !all {
+				want = c.some
+			}
+			if got := find(admin, fmt.Sprintf(`{"search_term":%q}`, c.term)); got != want {
+				t.Errorf("all users %v, %q: %s, want %s", all, c.term, got, want)
+			}
+		}
+		if got := find(alice, `{"search_term":"张"}`); strings.Contains(got, "alice") {
+			t.Errorf("alice finds herself: %s", got)
+		}
+		if all {
+			if got := find(admin, `{"search_term":"example","limit":1}`); !strings.HasSuffix(got, "…") {
+				t.Errorf("limited: %s", got)
+			}
+		}
+		path := v3 + "user_directory/search"
+		f.want(admin, "POST", path, `{}`, 400, "M_MISSING_PARAM")
+		f.want(admin, "POST", path, `{"search_term":5}`, 400, "M_BAD_JSON")
+		f.want(admin, "POST", path, `{"search_term":"x","limit":0}`, 400, "M_INVALID_PARAM")
+		f.want("", "POST", path, `{"search_term":"x"}`, 401, "M_MISSING_TOKEN")
+	}
+}
