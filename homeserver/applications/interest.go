@@ -14,22 +14,24 @@ import (
 
 const (
 	keptMatches = 50_000
-	aliasesKept = time.Second // how long it is believed that a room has no alias of interest
+	// maxWitnesses is how many of the present members are looked up one by one before all members are read.
+	maxWitnesses = 8
+	aliasesKept  = time.Second // how long it is believed that a room has no alias of interest
 )
 
 // interest decides what a service hears of. It is used by the service's goroutine alone.
 type interest struct {
 	s     *service
 	users map[matrix.UserID]bool // results of matching the namespaces
-	// members says of a room whether a user of the service is joined to it, at the place of the log that is being
-	// read.
-	members map[matrix.RoomID]bool
+	// members names for a room one user of the service who is joined to it at the place of the log that is being
+	// read, "" if there is none.
+	members map[matrix.RoomID]matrix.UserID
 	aliases map[matrix.RoomID]time.Time // rooms without an alias of interest, and until when that is believed
 }
 
 func newInterest(s *service) *interest {
 	return &interest{
-		s: s, users: map[matrix.UserID]bool{}, members: map[matrix.RoomID]bool{}, aliases: map[matrix.RoomID]time.Time{},
+		s: s, users: map[matrix.UserID]bool{}, members: map[matrix.RoomID]matrix.UserID{}, aliases: map[matrix.RoomID]time.Time{},
 	}
 }
 
@@ -56,11 +58,12 @@ func (n *interest) event(ctx context.Context, e *events.Event) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if subject {
-		if e.Membership == "join" {
-			n.members[e.Room] = true
-		} else {
-			delete(n.members, e.Room)
+	if user := matrix.UserID(e.Key()); subject {
+		switch known := n.members[e.Room]; {
+		case e.Membership == "join" && known == "":
+			n.members[e.Room] = user
+		case e.Membership != "join" && known == user:
+			delete(n.members, e.Room) // another is looked for when it matters
 		}
 	}
 	return room || subject || n.user(e.Sender), nil
@@ -79,40 +82,56 @@ func (n *interest) room(ctx context.Context, room matrix.RoomID, pos stream.Pos)
 		}
 		n.members[room] = in
 	}
-	if in || n.s.reg.OwnsRoom(room) {
+	if in != "" || n.s.reg.OwnsRoom(room) {
 		return true, nil
 	}
 	return n.alias(ctx, room)
 }
 
-// joined looks whether a user of the service is in a room: in the hub, and if the log is read behind the hub and
-// nobody is there now, in the state of that time.
-func (n *interest) joined(ctx context.Context, room matrix.RoomID, pos stream.Pos) (bool, error) {
-	src := &n.s.a.src
-	for _, u := range src.Hub.Members(room) {
+// joined finds a user of the service who is in a room just before pos. The hub knows who is there now; where the
+// log is read behind it, the state of that time decides.
+func (n *interest) joined(ctx context.Context, room matrix.RoomID, pos stream.Pos) (matrix.UserID, error) {
+	var now []matrix.UserID
+	src := n.s.a.src.Hub
+	for _, u := range src.Members(room) {
 		if n.user(u) {
-			return true, nil
+			if now = append(now, u); len(now) == maxWitnesses {
+				break
+			}
 		}
 	}
-	if n.s.a.log.Head() <= pos {
-		return false, nil
+	if src.LastEvent(room) <= pos {
+		if len(now) > 0 {
+			return now[0], nil
+		}
+		return "", nil
 	}
-	found := false
+	var found matrix.UserID
 	err := n.s.a.db.Read(ctx, func(tx *sqldb.Tx) error {
+		for _, u := range now { // most likely they were there then, too
+			row, ok, err := state.KeyAt(tx, room, state.Key{Type: "m.room.member", StateKey: string(u)}, pos-1)
+			if err != nil {
+				return err
+			}
+			if ok && row.Membership == "join" {
+				found = u
+				return nil
+			}
+		}
 		rows, err := state.TypeAt(tx, room, "m.room.member", pos-1)
 		if err != nil {
 			return err
 		}
 		for _, r := range rows {
-			if r.Membership == "join" && n.user(matrix.UserID(r.StateKey)) {
-				found = true
-				break
+			if u := matrix.UserID(r.StateKey); r.Membership == "join" && n.user(u) {
+				found = u
+				return nil
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return false, fmt.Errorf("reading the members of a room: %w", err)
+		return "", fmt.Errorf("reading the members of a room: %w", err)
 	}
 	return found, nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -141,7 +142,7 @@ func (f *Federation) receivePDUs(ctx context.Context, origin matrix.ServerName, 
 func (f *Federation) receivePDU(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) (id matrix.EventID, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.WithFields(log.Fields{"origin": origin, "room_id": room, "panic": p}).Error("taking an event in failed")
+			log.WithFields(log.Fields{"origin": origin, "room_id": room, "panic": p}).Errorf("taking an event in failed\n%s", debug.Stack())
 			err = errors.New("internal error")
 		}
 	}()
@@ -195,7 +196,7 @@ func (f *Federation) acl(ctx context.Context, room matrix.RoomID, server matrix.
 func (f *Federation) receiveEDU(ctx context.Context, origin matrix.ServerName, e edu) {
 	defer func() {
 		if p := recover(); p != nil {
-			log.WithFields(log.Fields{"origin": origin, "edu_type": e.Type, "panic": p}).Error("taking an EDU in failed")
+			log.WithFields(log.Fields{"origin": origin, "edu_type": e.Type, "panic": p}).Errorf("taking an EDU in failed\n%s", debug.Stack())
 		}
 	}()
 	var err error
