@@ -115,4 +115,3 @@ func TestBotCutsLongLists(t *testing.T) {
 		t.Errorf("%d answers: %q", len(said), said)
 	}
 }
-
