@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/lib/pq"
 	sqlite3 "modernc.org/sqlite"
@@ -142,16 +143,33 @@ func (postgres) open(ctx context.Context, dsn string) (*sql.DB, func(), error) {
 		pool.Close()
 		return nil, nil, err
 	}
-	var got bool
-	if err := guard.QueryRowContext(ctx, postgresLock).Scan(&got); err != nil || !got {
+	if err := takeLock(ctx, guard); err != nil {
 		guard.Close()
 		pool.Close()
-		if err == nil {
-			err = ErrInUse
-		}
 		return nil, nil, err
 	}
 	return pool, func() { guard.Close() }, nil
+}
+
+// lockPatience is how long the session of an owner that has just ended, or was
+// killed, may take to end in the database.
+const lockPatience = 3 * time.Second
+
+func takeLock(ctx context.Context, guard *sql.Conn) error {
+	for deadline := time.Now().Add(lockPatience); ; {
+		var got bool
+		if err := guard.QueryRowContext(ctx, postgresLock).Scan(&got); err != nil || got {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return ErrInUse
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 func (postgres) setup(bool) []string       { return nil }
