@@ -203,7 +203,6 @@ type live struct {
 	index    map[string]int // person -> to
 	n        Counts
 	touched  int64
-	firing   bool
 	edited   time.Time // last edit of the card
 	failures int       // of card edits in a row
 }

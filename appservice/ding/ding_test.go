@@ -171,8 +171,6 @@ func TestRecallWhileSending(t *testing.T) {
 			}
 			return false
 		}
-		s.w.mu.Lock() // hold would block the world: send outside of the story's other calls
-		s.w.mu.Unlock()
 		id := s.ding("mei", "oops", to("zhang"))
 		time.Sleep(50 * time.Millisecond) // the send hangs with the world's lock held
 		done := make(chan error, 1)
@@ -511,7 +509,7 @@ func TestCardIsEditedOnceASecond(t *testing.T) {
 // The process dies after each step of a DING; nothing is lost and nothing is shown twice.
 func TestCrashAtEachStep(t *testing.T) {
 	t.Parallel()
-	for step := range 8 {
+	for step := range 7 {
 		t.Run(fmt.Sprint(step), func(t *testing.T) {
 			s := tell(t)
 			n, crash := 0, make(chan struct{}, 1)
@@ -525,7 +523,7 @@ func TestCrashAtEachStep(t *testing.T) {
 			id := s.ding("mei", "x", to("zhang", "li"))
 			select {
 			case <-crash:
-			case <-time.After(3 * time.Second): // fewer sends than steps
+			case <-time.After(1500 * time.Millisecond): // fewer sends than steps
 			}
 			s.stop()
 			s.w.mu.Lock()
@@ -553,8 +551,6 @@ func TestConfirmationBeforeTheReceipt(t *testing.T) {
 	s := tell(t)
 	s.w.cut = func(txn string) bool { return strings.Contains(txn, "/d/") }
 	id := s.ding("mei", "x", to("zhang"))
-	s.w.mu.Lock()
-	s.w.mu.Unlock()
 	s.eventually("the message is in the room", func() bool {
 		return len(s.w.find("!zhang", "m.room.message", "x")) == 1 || len(s.w.find("!zhang", "im.carillon.ding", "")) == 1
 	})

@@ -201,16 +201,22 @@ func company() *org.Import {
 	return &org.Import{
 		HasUnits: true, HasPeople: true,
 		Units: []*org.Unit{
-			{ID: "hq", Name: "总部"}, {ID: "tech", ParentID: "hq", Name: "技术部", Managers: []string{"mei"}},
-			{ID: "web", ParentID: "tech", Name: "前端组"}, {ID: "sales", ParentID: "hq", Name: "市场部"},
+			{ID: "hq", Name: "总部"},
+			{ID: "tech", ParentID: "hq", Name: "技术部", Managers: []string{"mei"}},
+			{ID: "web", ParentID: "tech", Name: "前端组"},
+			{ID: "sales", ParentID: "hq", Name: "市场部"},
 		},
 		People: []*org.Person{
-			{ID: "chief", Name: "总管", Posts: post("hq"), Admin: true}, {ID: "mei", Name: "梅主管", Posts: post("tech")},
+			{ID: "chief", Name: "总管", Posts: post("hq"), Admin: true},
+			{ID: "mei", Name: "梅主管", Posts: post("tech")},
 			{ID: "zhang", Name: "张三", Posts: post("tech")},
 			{ID: "li", Name: "李四", Posts: []org.Post{{Unit: "web", Main: true}, {Unit: "sales"}}},
-			{ID: "wang", Name: "王五", Posts: post("sales")}, {ID: "zhao", Name: "赵六", Posts: post("sales"), Left: "2020-01-01", Status: org.StatusLeft},
-			{ID: "qian", Name: "钱七", Posts: post("sales"), Hired: "2099-01-01"}, {ID: "sun", Name: "孙八", Posts: post("sales"), Status: org.StatusSuspended},
-			{ID: "w1", Name: "张伟", Posts: post("sales")}, {ID: "w2", Name: "张伟", Posts: post("hq")},
+			{ID: "wang", Name: "王五", Posts: post("sales")},
+			{ID: "zhao", Name: "赵六", Posts: post("sales"), Left: "2020-01-01", Status: org.StatusLeft},
+			{ID: "qian", Name: "钱七", Posts: post("sales"), Hired: "2099-01-01"},
+			{ID: "sun", Name: "孙八", Posts: post("sales"), Status: org.StatusSuspended},
+			{ID: "w1", Name: "张伟", Posts: post("sales")},
+			{ID: "w2", Name: "张伟", Posts: post("hq")},
 		},
 	}
 }

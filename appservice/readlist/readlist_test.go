@@ -532,8 +532,15 @@ func TestWhoMaySee(t *testing.T) {
 		who           string
 		names, counts int
 	}{
-		{"ann", 200, 200}, {"manager", 200, 200}, {"founder", 200, 200}, {"auditor", 200, 200}, {"chief", 200, 200},
-		{"bob", 403, 200}, {"left", 404, 404}, {"stranger", 404, 404}, {"", 401, 401},
+		{"ann", 200, 200},
+		{"manager", 200, 200},
+		{"founder", 200, 200},
+		{"auditor", 200, 200},
+		{"chief", 200, 200},
+		{"bob", 403, 200},
+		{"left", 404, 404},
+		{"stranger", 404, 404},
+		{"", 401, 401},
 	} {
 		if code, _ := get(c.who, ""); code != c.names {
 			t.Errorf("%s gets %d for names, want %d", c.who, code, c.names)
