@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"sync"
@@ -32,12 +33,14 @@ type Server struct {
 	URL  string // for clients
 	opts homeserver.Options
 
-	mu    sync.Mutex
-	users map[string]*User
-	stop  func()
-	fed   net.Listener
-	tls   *tls.Config
-	web   net.Listener
+	mu     sync.Mutex
+	users  map[string]*User
+	stop   func()
+	fed    net.Listener // where other servers come, nil for none
+	feds   *http.Server
+	served bool // fed has been used up
+	tls    *tls.Config
+	web    net.Listener
 }
 
 // Option changes how a server is built.
@@ -84,16 +87,8 @@ func (s *Server) Start() {
 	s.URL = "http://" + s.web.Addr().String()
 	web := &http.Server{Handler: hs.Handler()}
 	go web.Serve(s.web)
-	var fed *http.Server
 	if s.fed != nil {
-		l := s.fed
-		if s.stop != nil {
-			if l, err = net.Listen("tcp", l.Addr().String()); err != nil {
-				s.T.Fatal(err)
-			}
-		}
-		fed = &http.Server{Handler: hs.FederationHandler(), ErrorLog: nil}
-		go fed.Serve(tls.NewListener(l, s.tls))
+		s.Heal()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -102,11 +97,35 @@ func (s *Server) Start() {
 		cancel()
 		<-done
 		web.Close()
-		if fed != nil {
-			fed.Close()
-		}
+		s.Cut()
 		hs.Close()
 	})
+}
+
+// Cut makes the server unreachable for other servers; its clients stay.
+func (s *Server) Cut() {
+	if s.feds != nil {
+		s.feds.Close()
+		s.feds = nil
+	}
+}
+
+// Heal undoes Cut.
+func (s *Server) Heal() {
+	s.T.Helper()
+	if s.feds != nil {
+		return
+	}
+	l := s.fed
+	if s.served {
+		var err error
+		if l, err = net.Listen("tcp", l.Addr().String()); err != nil {
+			s.T.Fatal(err)
+		}
+	}
+	s.served = true
+	s.feds = &http.Server{Handler: s.FederationHandler(), ErrorLog: stdlog.New(io.Discard, "", 0)}
+	go s.feds.Serve(tls.NewListener(l, s.tls))
 }
 
 // Stop ends the server as SIGTERM does.

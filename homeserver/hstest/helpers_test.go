@@ -1,0 +1,9 @@
+package hstest_test
+
+import (
+	"maunium.net/go/mautrix/id"
+
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+)
+
+func roomID(r id.RoomID) matrix.RoomID { return matrix.RoomID(r) }
