@@ -30,6 +30,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
 	"github.com/carillon-chat/carillon/homeserver/federation"
+	"github.com/carillon-chat/carillon/homeserver/history"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
@@ -291,6 +292,7 @@ func (s *Server) build(ctx context.Context) error {
 	})
 	eo.Changes = syn.Changes
 	crypto := e2ee.NewService(keys, eo)
+	hist := history.New(history.Parts{DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Data: data, Now: o.Now})
 	apps, err = applications.New(ctx, db, l, applications.Sources{
 		Events: store, Hub: s.hub, Receipts: rec, Typing: typ, Presence: pres, Aliases: dir,
 	}, applications.Options{Server: o.ServerName, Services: o.ApplicationServices, Transports: o.Transports, Now: o.Now})
@@ -331,7 +333,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), apps.Routes(), files.Routes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), hist.Routes(), apps.Routes(), files.Routes(),
 	} {
 		s.api.Add(routes...)
 	}
