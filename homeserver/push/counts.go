@@ -79,8 +79,12 @@ func (p *Push) Counts(ctx context.Context, room matrix.RoomID, user matrix.UserI
 	} else if err != nil {
 		return Unread{}, err
 	}
-	if u := p.userRules(user); u != nil && u.custom {
-		return p.countCustom(ctx, room, t, user, u, lim)
+	u, ignored := p.userRules(user), p.ignored(user)
+	if u != nil && u.custom || len(ignored) > 0 {
+		if u == nil {
+			u = &userRules{set: p.defaults}
+		}
+		return p.countCustom(ctx, room, t, user, u, ignored, lim)
 	}
 	t.mu.RLock()
 	lim.own = t.own[user]

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -16,11 +17,12 @@ import (
 // custom is what the rules of one user say of the events of a room: the
 // notifying ones that the user has not read.
 type custom struct {
-	mu    sync.Mutex
-	rules stream.Pos // which rules judged
-	upTo  stream.Pos // events up to here are judged
-	list  []judged
-	seen  int // redactions of the tail that are taken into account
+	mu      sync.Mutex
+	rules   stream.Pos          // which rules judged
+	ignored accountdata.Ignored // whom the user ignored then
+	upTo    stream.Pos          // events up to here are judged
+	list    []judged
+	seen    int // redactions of the tail that are taken into account
 }
 
 type judged struct {
@@ -36,7 +38,7 @@ const mostJudged = 1000
 
 // countCustom counts for a user with rules of their own: new events are judged
 // now, each once.
-func (p *Push) countCustom(ctx context.Context, room matrix.RoomID, t *tail, user matrix.UserID, rules *userRules, lim limits) (Unread, error) {
+func (p *Push) countCustom(ctx context.Context, room matrix.RoomID, t *tail, user matrix.UserID, rules *userRules, ignored accountdata.Ignored, lim limits) (Unread, error) {
 	t.mu.Lock()
 	c := t.custom[user]
 	if c == nil {
@@ -50,8 +52,8 @@ func (p *Push) countCustom(ctx context.Context, room matrix.RoomID, t *tail, use
 	t.mu.RLock()
 	head, fresh := t.head, t.redacted-c.seen
 	var gone []matrix.EventID // redacted since the last call
-	if c.rules != rules.pos || fresh > len(t.gone) {
-		c.rules, c.upTo, c.list = rules.pos, 0, nil
+	if c.rules != rules.pos || !maps.Equal(c.ignored, ignored) || fresh > len(t.gone) {
+		c.rules, c.ignored, c.upTo, c.list = rules.pos, ignored, 0, nil
 	} else if fresh > 0 {
 		gone = slices.Clone(t.gone[len(t.gone)-fresh:])
 	}
@@ -95,7 +97,7 @@ func (p *Push) judge(ctx context.Context, room matrix.RoomID, t *tail, user matr
 	}
 	r := &roomNow{p: p, ctx: ctx, room: room, powers: t.powersNow()}
 	for _, e := range list {
-		if e.Hidden() || e.Redacted() || e.Sender == user {
+		if e.Hidden() || e.Redacted() || e.Sender == user || c.ignored.Has(e.Sender) {
 			continue
 		}
 		if res := set.Evaluate(t.subject(e), user, r); res.Notify {

@@ -190,6 +190,9 @@ func (p *Push) event(ctx context.Context, c stream.Change) error {
 	subject, room := subjectOf(e), &roomNow{p: p, ctx: ctx, room: e.Room, powers: t.powersNow()}
 	var about *about
 	for _, user := range users {
+		if p.ignored(user).Has(e.Sender) {
+			continue
+		}
 		set := p.defaults
 		if u := p.userRules(user); u != nil {
 			set = u.set

@@ -118,6 +118,9 @@ func (l *lister) list(ctx context.Context, from stream.Pos) (stream.Pos, error) 
 }
 
 func (l *lister) event(ctx context.Context, set *Ruleset, e *events.Event) error {
+	if l.p.ignored(l.user).Has(e.Sender) {
+		return nil
+	}
 	r, err := l.room(ctx, e.Room)
 	if err != nil || r == nil || e.Pos <= r.joined {
 		return err

@@ -14,7 +14,7 @@
 // their client asks, each once. Only users with a pusher are looked at when a
 // message is sent.
 //
-// Invariants: a user's own events never notify; an own message marks what stands
+// Invariants: a user's own events never notify, nor do those of ignored users; an own message marks what stands
 // before it in its thread as read; redacted events are not counted.
 package push
 
@@ -25,6 +25,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/hub"
@@ -38,7 +39,9 @@ import (
 type Options struct {
 	Client        *http.Client // for push gateways; nil: one with a timeout of 10 s
 	AllowInsecure bool         // accept gateways with http: URLs
-	Now           matrix.Now
+	// Data knows whom users ignore: their events do not notify. May be nil.
+	Data *accountdata.Data
+	Now  matrix.Now
 }
 
 // Push is the module.
@@ -90,6 +93,14 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, store *events.Store, 
 	}
 	l.Subscribe(p.hear)
 	return p, nil
+}
+
+// ignored are the users whose events do not notify this one.
+func (p *Push) ignored(user matrix.UserID) accountdata.Ignored {
+	if p.opts.Data == nil {
+		return nil
+	}
+	return p.opts.Data.Ignored(user)
 }
 
 // hear is told of every commit, on the log's goroutine.

@@ -22,8 +22,9 @@ import (
 
 type fixture struct {
 	*world
-	p *push.Push
-	r *receipts.Receipts
+	p    *push.Push
+	r    *receipts.Receipts
+	data *accountdata.Data
 }
 
 func open(t testing.TB, db *sqldb.DB) *fixture {
@@ -38,13 +39,13 @@ func open(t testing.TB, db *sqldb.DB) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := push.New(w.ctx, db, w.log, w.store, w.hub, places, r, push.Options{AllowInsecure: true})
+	p, err := push.New(w.ctx, db, w.log, w.store, w.hub, places, r, push.Options{AllowInsecure: true, Data: data})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.api.Add(p.Routes()...)
 	w.run(r.Run, p.Run)
-	return &fixture{w, p, r}
+	return &fixture{w, p, r, data}
 }
 
 func (f *fixture) unread(room matrix.RoomID, user matrix.UserID) push.Unread {
@@ -222,7 +223,7 @@ func TestLongTail(t *testing.T) {
 	f := open(t, db)
 	room := f.room(alice, bob, carol)
 	var ids []matrix.EventID
-	for i := range 1200 {
+	for i := range 700 {
 		if i%10 == 9 {
 			f.send(room, alice, "m.room.message", thread(ids[0]))
 			continue
@@ -234,7 +235,7 @@ func TestLongTail(t *testing.T) {
 	f.mark(room, bob, ids[len(ids)-5], "main")
 	f.check(room, bob, "4/0 "+string(ids[0][:4])+" 50/0") // threads as far as is read
 	u := f.unread(room, carol)
-	if u.Main.Notify != 1080 || u.Threads[ids[0]].Notify != 120 {
+	if u.Main.Notify != 630 || u.Threads[ids[0]].Notify != 70 {
 		t.Errorf("carol has %+v", u)
 	}
 }
@@ -289,6 +290,30 @@ func TestMute(t *testing.T) {
 	f.check(room, bob, "1/1")
 	f.want(bob, "PUT", rule("override", ".m.rule.master")+"/enabled", `{"enabled":true}`, 200, "")
 	f.check(room, bob, "0/0")
+}
+
+// Ignored users do not count, from the moment they are ignored and as long.
+func TestIgnored(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	room := f.room(alice, bob, carol)
+	f.say(room, alice, "one")
+	f.say(room, carol, "two")
+	f.check(room, bob, "2/0")
+	ignore := func(list string) {
+		t.Helper()
+		if err := f.data.Put(f.ctx, bob, "", "m.ignored_user_list", json.RawMessage(`{"ignored_users":`+list+`}`)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ignore(`{"@alice:a.example":{}}`)
+	f.check(room, bob, "1/0")
+	f.say(room, alice, "three")
+	f.check(room, bob, "1/0")
+	if out := f.want(bob, "GET", "/_matrix/client/v3/notifications", "", 200, ""); strings.Contains(out, `"sender":"@alice`) {
+		t.Errorf("notifications %s", out)
+	}
+	ignore(`{}`)
+	f.check(room, bob, "3/0")
 }
 
 // gateway is a push gateway that remembers what it was sent.
