@@ -403,7 +403,7 @@ func TestBulk(t *testing.T) {
 	t.Parallel()
 	f := newFake()
 	w := newWorld(t, sqldbtest.Open(t), withFake(t, f))
-	const n = 7000
+	const n = 2000
 	w.put(member("!all:here.test", "@bot:here.test", "join"))
 	protos := make([]events.Proto, 0, 500)
 	start := time.Now()

@@ -258,10 +258,12 @@ func appendReceipts(dst [][]byte, list []*receipts.Receipt) [][]byte {
 // addVolatile adds typing and presence.
 func (s *service) addVolatile(ctx context.Context, b *batch) error {
 	s.mu.Lock()
-	rooms, users := s.typing, s.presence
-	if len(rooms)+len(users) > 0 {
-		s.typing, s.presence = map[matrix.RoomID]struct{}{}, map[matrix.UserID]presence.State{}
+	if len(s.typing)+len(s.presence) == 0 {
+		s.mu.Unlock()
+		return nil
 	}
+	rooms, users := s.typing, s.presence
+	s.typing, s.presence = map[matrix.RoomID]struct{}{}, map[matrix.UserID]presence.State{}
 	s.mu.Unlock()
 	for room := range rooms {
 		ok, err := s.want.room(ctx, room, s.a.log.Head())
