@@ -39,6 +39,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/relations"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -292,7 +293,13 @@ func (s *Server) build(ctx context.Context) error {
 	})
 	eo.Changes = syn.Changes
 	crypto := e2ee.NewService(keys, eo)
-	hist := history.New(history.Parts{DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Data: data, Now: o.Now})
+	rel, err := relations.New(ctx, db, l, store, data, o.Now)
+	if err != nil {
+		return err
+	}
+	hist := history.New(history.Parts{
+		DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Data: data, Bundler: rel, Now: o.Now,
+	})
 	apps, err = applications.New(ctx, db, l, applications.Sources{
 		Events: store, Hub: s.hub, Receipts: rec, Typing: typ, Presence: pres, Aliases: dir,
 	}, applications.Options{Server: o.ServerName, Services: o.ApplicationServices, Transports: o.Transports, Now: o.Now})
@@ -333,7 +340,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), hist.Routes(), apps.Routes(), files.Routes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(),
 	} {
 		s.api.Add(routes...)
 	}
