@@ -399,3 +399,68 @@ func TestThreeServers(t *testing.T) {
 		until(t, "both", func() bool { got := s.texts(room); return slices.Contains(got, "x") && slices.Contains(got, "y") })
 	}
 }
+
+// TestBothTalkAtOnce forks the room again and again: in the end both servers have every message once, and the same
+// members, topic and names.
+func TestBothTalkAtOnce(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"6", "11", "12"} {
+		t.Run("v"+version, func(t *testing.T) {
+			t.Parallel()
+			bothTalk(t, version)
+		})
+	}
+}
+
+func bothTalk(t *testing.T, version string) {
+	a, b := pair(t)
+	ctx := context.Background()
+	room, alice, bob := joined(t, a, b, version)
+	const n = 30
+	done := make(chan error, 2)
+	talk := func(s *server, user matrix.UserID) {
+		for i := range n {
+			if _, err := s.rooms.Send(ctx, message(room, user, fmt.Sprintf("%s %d", user.Localpart(), i))); err != nil {
+				done <- err
+				return
+			}
+			if i%10 == 5 {
+				u := matrix.NewUserID(fmt.Sprintf("%s%d", user.Localpart(), i), s.name)
+				if err := s.rooms.Join(ctx, rooms.MemberChange{Room: room, Sender: u, Target: u}); err != nil {
+					done <- err
+					return
+				}
+			}
+		}
+		done <- nil
+	}
+	go talk(a, alice)
+	go talk(b, bob)
+	ok(t, <-done)
+	ok(t, <-done)
+	for _, s := range []*server{a, b} {
+		until(t, "all messages", func() bool { return len(s.texts(room)) >= 2*n })
+		got := s.texts(room)
+		slices.Sort(got)
+		if len(slices.Compact(slices.Clone(got))) != 2*n || len(got) != 2*n {
+			t.Errorf("%s has %d messages, %d different", s.name, len(got), len(slices.Compact(got)))
+		}
+	}
+	members := func(s *server) []string {
+		var out []string
+		list, err := s.rooms.CurrentState(ctx, room)
+		ok(t, err)
+		for _, e := range list {
+			out = append(out, fmt.Sprintf("%s %s %s", e.Type, e.Key(), e.ID))
+		}
+		slices.Sort(out)
+		return out
+	}
+	until(t, "the same state", func() bool { return slices.Equal(members(a), members(b)) })
+	hubA, hubB := a.hub.Members(room), b.hub.Members(room)
+	slices.Sort(hubA)
+	slices.Sort(hubB)
+	if !slices.Equal(hubA, hubB) || len(hubA) != 8 {
+		t.Errorf("members on a %v, on b %v", hubA, hubB)
+	}
+}

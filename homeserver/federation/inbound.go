@@ -148,11 +148,13 @@ func (f *Federation) receivePDU(ctx context.Context, origin matrix.ServerName, r
 	}()
 	version, err := f.parts.Rooms.Version(ctx, room)
 	if err != nil {
-		// The ID depends on the version; this is the rule of most.
-		if ev, perr := events.Parse(raw, gomatrixserverlib.RoomVersionV11); perr == nil {
-			id = ev.ID
+		// The ID depends on the version; this is the rule of most. The end of an invitation is still of use.
+		if id = matrix.EventID(gjson.GetBytes(raw, "event_id").Str); id == "" {
+			if ev, perr := events.Parse(raw, gomatrixserverlib.RoomVersionV11); perr == nil {
+				id = ev.ID
+			}
 		}
-		return id, err
+		return id, f.parts.Rooms.Receive(ctx, origin, raw)
 	}
 	ev, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -241,6 +242,19 @@ func (r *Rooms) authChain(tx *sqldb.Tx, list []*events.Event) (map[matrix.EventI
 func runResolution(version gomatrixserverlib.RoomVersion, views []state.View, diff map[state.Key][]int64,
 	byNID map[int64]*events.Event, common []*events.Event, chain map[matrix.EventID]*events.Event,
 ) (map[state.Key]matrix.EventID, error) {
+	if v, err := gomatrixserverlib.GetRoomVersion(version); err == nil && v.StateResAlgorithm() == gomatrixserverlib.StateResV2_1 {
+		// The library's own form of it does not find authorising events outside the state.
+		sets := make([][]*events.Event, len(views))
+		for i := range views {
+			sets[i] = slices.Clone(common)
+			for _, list := range diff {
+				if e := byNID[list[i]]; e != nil {
+					sets[i] = append(sets[i], e)
+				}
+			}
+		}
+		return resolve21(version, sets, chain)
+	}
 	pdus := map[matrix.EventID]gomatrixserverlib.PDU{}
 	pduOf := func(e *events.Event) (gomatrixserverlib.PDU, error) {
 		if p := pdus[e.ID]; p != nil {
@@ -280,16 +294,6 @@ func runResolution(version gomatrixserverlib.RoomVersion, views []state.View, di
 		}
 		auth = append(auth, p)
 		rejected[string(e.ID)] = e.Rejected()
-	}
-	for _, e := range byNID { // version 2.1 looks up the conflicted events themselves, too
-		if chain[e.ID] != nil {
-			continue
-		}
-		p, err := pduOf(e)
-		if err != nil {
-			return nil, err
-		}
-		auth = append(auth, p)
 	}
 	resolved, err := gomatrixserverlib.ResolveConflictsNew(version, sets, auth, userIDForSender,
 		func(id string) bool { return rejected[id] })

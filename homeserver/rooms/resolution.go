@@ -1,0 +1,364 @@
+package rooms
+
+import (
+	"container/heap"
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/state"
+)
+
+// resolver is one run of state resolution 2.1.
+//
+// Spec: rooms/v12#state-resolution
+type resolver struct {
+	version gomatrixserverlib.RoomVersion
+	known   map[matrix.EventID]*events.Event // everything: the states and their auth chains
+	full    map[matrix.EventID]*events.Event // the full conflicted set
+	levels  map[matrix.EventID]*levels       // of power level events, parsed
+	result  map[state.Key]*events.Event
+}
+
+// resolve21 resolves states of a room of version 12 on. Each set holds the events of one state that take part;
+// chain has the events that authorise them, directly or not.
+func resolve21(version gomatrixserverlib.RoomVersion, sets [][]*events.Event, chain map[matrix.EventID]*events.Event) (map[state.Key]matrix.EventID, error) {
+	r := &resolver{
+		version: version, known: map[matrix.EventID]*events.Event{}, levels: map[matrix.EventID]*levels{},
+		result: map[state.Key]*events.Event{},
+	}
+	for id, e := range chain {
+		r.known[id] = e
+	}
+	for _, set := range sets {
+		for _, e := range set {
+			r.known[e.ID] = e
+		}
+	}
+	conflicted, agreed := split(sets)
+	r.full = r.fullConflicted(sets, conflicted)
+	power := r.powerEvents()
+	// The iterative checks begin with the empty state.
+	if err := r.apply(r.byPower(power)); err != nil {
+		return nil, err
+	}
+	var rest []*events.Event
+	for id, e := range r.full {
+		if power[id] == nil {
+			rest = append(rest, e)
+		}
+	}
+	r.byMainline(rest)
+	if err := r.apply(rest); err != nil {
+		return nil, err
+	}
+	for _, e := range agreed {
+		r.result[keyOf(e)] = e
+	}
+	out := make(map[state.Key]matrix.EventID, len(r.result))
+	for k, e := range r.result {
+		out[k] = e.ID
+	}
+	return out, nil
+}
+
+func keyOf(e *events.Event) state.Key { return state.Key{Type: e.Type, StateKey: e.Key()} }
+
+// split separates what all sets agree on from what they do not.
+func split(sets [][]*events.Event) (conflicted map[matrix.EventID]*events.Event, agreed []*events.Event) {
+	count := map[matrix.EventID]int{}
+	conflicted = map[matrix.EventID]*events.Event{}
+	for _, set := range sets {
+		for _, e := range set {
+			count[e.ID]++
+			conflicted[e.ID] = e
+		}
+	}
+	for id, n := range count {
+		if n == len(sets) {
+			agreed = append(agreed, conflicted[id])
+			delete(conflicted, id)
+		}
+	}
+	return conflicted, agreed
+}
+
+// ancestors collects all events that authorise those given, directly or not.
+func (r *resolver) ancestors(list []*events.Event) map[matrix.EventID]bool {
+	seen := map[matrix.EventID]bool{}
+	for len(list) > 0 {
+		e := list[len(list)-1]
+		list = list[:len(list)-1]
+		for _, id := range e.AuthEvents() {
+			if a := r.known[id]; a != nil && !seen[id] {
+				seen[id] = true
+				list = append(list, a)
+			}
+		}
+	}
+	return seen
+}
+
+// fullConflicted is the conflicted events, the difference of the auth chains, and the events on the paths between
+// conflicted ones.
+func (r *resolver) fullConflicted(sets [][]*events.Event, conflicted map[matrix.EventID]*events.Event) map[matrix.EventID]*events.Event {
+	full := map[matrix.EventID]*events.Event{}
+	for id, e := range conflicted {
+		full[id] = e
+	}
+	count := map[matrix.EventID]int{}
+	for _, set := range sets {
+		for id := range r.ancestors(set) {
+			count[id]++
+		}
+	}
+	for id, n := range count {
+		if n < len(sets) {
+			full[id] = r.known[id]
+		}
+	}
+	// On a path: authorises a conflicted event, and is authorised by one.
+	all := make([]*events.Event, 0, len(conflicted))
+	for _, e := range conflicted {
+		all = append(all, e)
+	}
+	reaches := map[matrix.EventID]bool{}
+	for id := range r.ancestors(all) {
+		if full[id] == nil && r.reaches(id, conflicted, reaches) {
+			full[id] = r.known[id]
+		}
+	}
+	return full
+}
+
+// reaches reports whether a conflicted event is among those that authorise id.
+func (r *resolver) reaches(id matrix.EventID, conflicted map[matrix.EventID]*events.Event, memo map[matrix.EventID]bool) bool {
+	if v, ok := memo[id]; ok {
+		return v
+	}
+	memo[id] = false // auth chains have no cycles; this guards against forged ones
+	for _, a := range r.known[id].AuthEvents() {
+		if r.known[a] == nil {
+			continue
+		}
+		if conflicted[a] != nil || r.reaches(a, conflicted, memo) {
+			memo[id] = true
+			break
+		}
+	}
+	return memo[id]
+}
+
+// powerEvents picks the events that decide over others, with those of their auth chains that are conflicted.
+func (r *resolver) powerEvents() map[matrix.EventID]*events.Event {
+	out := map[matrix.EventID]*events.Event{}
+	for _, e := range r.full {
+		if !isPowerEvent(e) {
+			continue
+		}
+		out[e.ID] = e
+		for id := range r.ancestors([]*events.Event{e}) {
+			if a := r.full[id]; a != nil {
+				out[id] = a
+			}
+		}
+	}
+	return out
+}
+
+func isPowerEvent(e *events.Event) bool {
+	switch e.Type {
+	case spec.MRoomPowerLevels, spec.MRoomJoinRules, spec.MRoomCreate:
+		return e.Key() == ""
+	case spec.MRoomMember:
+		return (e.Membership == spec.Leave || e.Membership == spec.Ban) && e.Key() != string(e.Sender)
+	}
+	return false
+}
+
+// senderLevel is the power that an event's sender had by its own auth events.
+func (r *resolver) senderLevel(e *events.Event) int64 {
+	var pl, create *events.Event
+	for _, id := range e.AuthEvents() {
+		switch a := r.known[id]; {
+		case a == nil:
+		case a.Type == spec.MRoomPowerLevels:
+			pl = a
+		case a.Type == spec.MRoomCreate:
+			create = a
+		}
+	}
+	if create == nil {
+		if e.Type != spec.MRoomCreate {
+			return 0
+		}
+		create = e
+	}
+	if slices.Contains(creatorsOf(create), e.Sender) {
+		return math.MaxInt64
+	}
+	if pl == nil {
+		return 0
+	}
+	return r.parsed(pl).user(e.Sender)
+}
+
+func (r *resolver) parsed(pl *events.Event) *levels {
+	if l := r.levels[pl.ID]; l != nil {
+		return l
+	}
+	l := &levels{}
+	l.c.Defaults()
+	if v, err := gomatrixserverlib.GetRoomVersion(r.version); err == nil {
+		if err := v.ParsePowerLevels(pl.Content(), &l.c); err != nil {
+			l.c.Defaults()
+		}
+	}
+	r.levels[pl.ID] = l
+	return l
+}
+
+// ready is a heap of events whose authorising events have been taken: the most powerful sender first.
+type ready []rated
+
+type rated struct {
+	e     *events.Event
+	level int64
+}
+
+func (h ready) Len() int      { return len(h) }
+func (h ready) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h ready) Less(i, j int) bool {
+	if h[i].level != h[j].level {
+		return h[i].level > h[j].level
+	}
+	return older(h[i].e, h[j].e) < 0
+}
+func (h *ready) Push(x any) { *h = append(*h, x.(rated)) }
+
+// Pop implements heap.Interface.
+func (h *ready) Pop() any {
+	last := (*h)[len(*h)-1]
+	*h = (*h)[:len(*h)-1]
+	return last
+}
+
+func older(a, b *events.Event) int {
+	if a.TS != b.TS {
+		if a.TS < b.TS {
+			return -1
+		}
+		return 1
+	}
+	return strings.Compare(string(a.ID), string(b.ID))
+}
+
+// byPower is the reverse topological power ordering.
+func (r *resolver) byPower(set map[matrix.EventID]*events.Event) []*events.Event {
+	waits := make(map[matrix.EventID]int, len(set))
+	frees := map[matrix.EventID][]*events.Event{}
+	var h ready
+	for _, e := range set {
+		for _, a := range unique(e.AuthEvents()) {
+			if set[a] != nil && a != e.ID {
+				waits[e.ID]++
+				frees[a] = append(frees[a], e)
+			}
+		}
+		if waits[e.ID] == 0 {
+			h = append(h, rated{e, r.senderLevel(e)})
+		}
+	}
+	heap.Init(&h)
+	out := make([]*events.Event, 0, len(set))
+	for h.Len() > 0 {
+		e := heap.Pop(&h).(rated).e
+		out = append(out, e)
+		for _, f := range frees[e.ID] {
+			if waits[f.ID]--; waits[f.ID] == 0 {
+				heap.Push(&h, rated{f, r.senderLevel(f)})
+			}
+		}
+	}
+	return out
+}
+
+// powerOf is the power levels event that an event names as authorising it.
+func (r *resolver) powerOf(e *events.Event) *events.Event {
+	for _, id := range e.AuthEvents() {
+		if a := r.known[id]; a != nil && a.Type == spec.MRoomPowerLevels && a.Key() == "" {
+			return a
+		}
+	}
+	return nil
+}
+
+// byMainline sorts events by the place in the history of the power levels that they refer to, the oldest first.
+func (r *resolver) byMainline(list []*events.Event) {
+	line := map[matrix.EventID]int{}
+	for p := r.result[state.Key{Type: spec.MRoomPowerLevels}]; p != nil; p = r.powerOf(p) {
+		if _, ok := line[p.ID]; ok {
+			break
+		}
+		line[p.ID] = len(line)
+	}
+	place := make(map[matrix.EventID]int, len(list))
+	for _, e := range list {
+		place[e.ID] = math.MaxInt
+		for p, hops := e, 0; p != nil && hops < maxChain; p, hops = r.powerOf(p), hops+1 {
+			if at, ok := line[p.ID]; ok {
+				place[e.ID] = at
+				break
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b *events.Event) int {
+		if pa, pb := place[a.ID], place[b.ID]; pa != pb {
+			if pa > pb {
+				return -1
+			}
+			return 1
+		}
+		return older(a, b)
+	})
+}
+
+// apply is the iterative auth checks: each event is judged by the state so far, and where that has no entry, by the
+// event's own auth events.
+func (r *resolver) apply(list []*events.Event) error {
+	for _, e := range list {
+		if e.StateKey == nil || e.Rejected() {
+			continue
+		}
+		pdu, err := e.PDU()
+		if err != nil {
+			return err
+		}
+		var auth []*events.Event
+		for _, t := range gomatrixserverlib.StateNeededForAuth([]gomatrixserverlib.PDU{pdu}).Tuples() {
+			key := state.Key{Type: t.EventType, StateKey: t.StateKey}
+			if s := r.result[key]; s != nil {
+				auth = append(auth, s)
+				continue
+			}
+			for _, id := range e.AuthEvents() {
+				if a := r.known[id]; a != nil && !a.Rejected() && a.StateKey != nil && keyOf(a) == key {
+					auth = append(auth, a)
+					break
+				}
+			}
+		}
+		switch err := allowedBy(e, auth); {
+		case err == nil:
+			r.result[keyOf(e)] = e
+		case !matrix.IsCode(err, "M_FORBIDDEN"):
+			return err
+		}
+	}
+	return nil
+}
