@@ -10,6 +10,7 @@ import (
 	stdlog "log"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -54,7 +55,11 @@ func New(t testing.TB, options ...Option) *Server {
 
 func start(t testing.TB, name matrix.ServerName, fed net.Listener, conf *tls.Config, options []Option) *Server {
 	t.Helper()
-	log.SetOutput(io.Discard)
+	if os.Getenv("CARILLON_TEST_LOG") == "" {
+		log.SetOutput(io.Discard)
+	} else {
+		log.SetLevel(log.DebugLevel)
+	}
 	s := &Server{T: t, Name: name, users: map[string]*User{}, fed: fed, tls: conf}
 	s.opts = homeserver.Options{
 		ServerName: name, DataDir: t.TempDir(), Database: sqldbtest.DSN(t), Version: "test", Presence: true, AllUsers: true,
@@ -136,6 +141,7 @@ type User struct {
 	*mautrix.Client
 	s     *Server
 	since string
+	heard map[id.RoomID][]*event.Event
 }
 
 // User registers a user, or gives the one that was registered before.
@@ -196,6 +202,12 @@ func (u *User) Sync(wait time.Duration) *mautrix.RespSync {
 		u.s.T.Fatalf("%s syncs: %v", u.UserID, err)
 	}
 	u.since = r.NextBatch
+	if u.heard == nil {
+		u.heard = map[id.RoomID][]*event.Event{}
+	}
+	for room, j := range r.Rooms.Join {
+		u.heard[room] = append(u.heard[room], j.Timeline.Events...)
+	}
 	return r
 }
 
@@ -214,19 +226,20 @@ func (u *User) SyncUntil(what string, done func(*mautrix.RespSync) bool) {
 	u.s.T.Fatalf("%s waits for %s in vain", u.UserID, what)
 }
 
-// Hears waits until a text arrives in a room.
+// Hears waits until a text has arrived in a room.
 func (u *User) Hears(room id.RoomID, text string) *event.Event {
 	u.s.T.Helper()
-	var found *event.Event
-	u.SyncUntil(fmt.Sprintf("%q", text), func(r *mautrix.RespSync) bool {
-		if j := r.Rooms.Join[room]; j != nil {
-			for _, e := range j.Timeline.Events {
-				if body, _ := e.Content.Raw["body"].(string); body == text {
-					found = e
-				}
+	find := func() *event.Event {
+		for _, e := range u.heard[room] {
+			if body, _ := e.Content.Raw["body"].(string); body == text {
+				return e
 			}
 		}
-		return found != nil
-	})
-	return found
+		return nil
+	}
+	if e := find(); e != nil {
+		return e
+	}
+	u.SyncUntil(fmt.Sprintf("%q", text), func(*mautrix.RespSync) bool { return find() != nil })
+	return find()
 }

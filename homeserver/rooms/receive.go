@@ -35,12 +35,16 @@ const (
 //
 // Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.RawMessage) error {
-	room, version, err := r.roomOf(ctx, raw)
+	room, err := roomOf(raw)
 	if err != nil {
 		return err
 	}
 	if !r.participates(room) {
-		return matrix.NotFound("this server is not in %s", room)
+		return r.receiveOutside(ctx, origin, room, raw)
+	}
+	version, err := r.Version(ctx, room)
+	if err != nil {
+		return err
 	}
 	ev, err := r.check(ctx, version, raw)
 	if err != nil {
@@ -50,18 +54,47 @@ func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.
 	return err
 }
 
-// roomOf finds the room of a PDU and the version by which to read it.
-func (r *Rooms) roomOf(ctx context.Context, raw json.RawMessage) (matrix.RoomID, string, error) {
-	f := gjson.GetManyBytes(raw, "room_id", "type")
-	if f[0].Type != gjson.String {
-		return "", "", matrix.BadJSON("the event has no room_id")
+// roomOf finds the room of a PDU.
+func roomOf(raw json.RawMessage) (matrix.RoomID, error) {
+	f := gjson.GetBytes(raw, "room_id")
+	if f.Type != gjson.String {
+		return "", matrix.BadJSON("the event has no room_id")
 	}
-	room, err := matrix.ParseRoomID(f[0].Str)
+	return matrix.ParseRoomID(f.Str)
+}
+
+// receiveOutside takes in what concerns a local user in a room that this server
+// is not in: his invitation is taken back, or his knock refused. The room's state
+// is not known; the event must build on the very invitation or knock.
+func (r *Rooms) receiveOutside(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) error {
+	unknown := matrix.NotFound("this server is not in %s", room)
+	f := gjson.GetManyBytes(raw, "type", "state_key", "content.membership")
+	target := matrix.UserID(f[1].Str)
+	if f[0].Str != spec.MRoomMember || !r.isLocal(target) || f[2].Str != spec.Leave && f[2].Str != spec.Ban {
+		return unknown
+	}
+	m, err := r.MembershipOf(ctx, target, room)
 	if err != nil {
-		return "", "", err
+		return err
 	}
-	version, err := r.Version(ctx, room)
-	return room, version, err
+	if m == nil || m.Membership != spec.Invite && m.Membership != spec.Knock {
+		return unknown
+	}
+	before, err := r.known(ctx, m.Event)
+	if err != nil {
+		return err
+	}
+	if before == nil {
+		return unknown
+	}
+	ev, err := r.check(ctx, string(before.Version), raw)
+	if err != nil {
+		return err
+	}
+	if ev.Sender.Server() != origin || !slices.Contains(ev.AuthEvents(), before.ID) {
+		return matrix.Forbidden("%s does not end the membership of %s", ev.ID, target)
+	}
+	return r.outside(ctx, ev, "")
 }
 
 // check parses a PDU and verifies its signatures.
