@@ -3,7 +3,10 @@ package fedclient
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
@@ -66,4 +69,37 @@ func (c *Client) SendTransaction(ctx context.Context, server matrix.ServerName, 
 		}
 	}
 	return refused, nil
+}
+
+// Get sends a signed request for something large, whose body the caller reads and closes. An answer has a status
+// below 400; redirects are left to the caller.
+func (c *Client) Get(ctx context.Context, server matrix.ServerName, path string, query url.Values) (*http.Response, error) {
+	return c.send(ctx, Request{Method: http.MethodGet, Server: server, Path: path, Query: query})
+}
+
+// GetURL fetches from a place that another server has named, which must be public like a server. An answer has a
+// status below 400 and its body is the caller's to close; redirects are not followed.
+func (c *Client) GetURL(ctx context.Context, rawURL string) (*http.Response, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil {
+		return nil, errors.New("not the address of a public place")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("making a request: %w", err)
+	}
+	req.Header.Set("User-Agent", c.opts.UserAgent)
+	resp, err := c.places.Do(req)
+	if err != nil {
+		var ue *url.Error
+		if errors.As(err, &ue) {
+			err = ue.Err // the address may hold a secret
+		}
+		return nil, &Error{Server: matrix.ServerName(u.Host), cause: err}
+	}
+	if resp.StatusCode >= http.StatusBadRequest {
+		resp.Body.Close()
+		return nil, &Error{Server: matrix.ServerName(u.Host), Status: resp.StatusCode, Msg: "no content there"}
+	}
+	return resp, nil
 }

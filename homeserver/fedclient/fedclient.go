@@ -45,6 +45,8 @@ type Options struct {
 	Own *serverkeys.Own
 	// Guard says which addresses may be dialled. The zero value permits public ones only.
 	Guard Guard
+	// Allow says which servers may be talked to; all when nil. See AllowList.
+	Allow func(server matrix.ServerName) bool
 	// ExtraCAs are PEM certificates trusted besides the system's.
 	ExtraCAs []byte
 	// UserAgent is sent with each request.
@@ -61,6 +63,7 @@ type Options struct {
 type Client struct {
 	opts   Options
 	http   *http.Client
+	places *http.Client // for addresses that are no servers
 	finder *resolver
 	roots  *x509.CertPool
 	dial   func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -112,12 +115,17 @@ func New(opts Options) (*Client, error) {
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
+	plain := &http.Transport{
+		DialContext:       c.dial,
+		TLSClientConfig:   &tls.Config{RootCAs: c.roots, MinVersion: tls.VersionTLS12},
+		DisableKeepAlives: true, TLSHandshakeTimeout: dialTimeout,
+	}
+	c.places = &http.Client{
+		Transport:     plain,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	c.finder = &resolver{opts: &c.opts, places: map[matrix.ServerName]*place{}, plain: &http.Client{
-		Transport: &http.Transport{
-			DialContext:       c.dial,
-			TLSClientConfig:   &tls.Config{RootCAs: c.roots, MinVersion: tls.VersionTLS12},
-			DisableKeepAlives: true, TLSHandshakeTimeout: dialTimeout,
-		},
+		Transport: plain,
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			if len(via) > 5 || req.URL.Scheme != "https" {
 				return errNoDelegation
@@ -133,6 +141,37 @@ func (c *Client) Close() { c.http.CloseIdleConnections(); c.finder.plain.CloseId
 
 // Server is the name of this server.
 func (c *Client) Server() matrix.ServerName { return c.opts.Own.Server() }
+
+// Allowed reports whether a server may be talked to.
+func (c *Client) Allowed(server matrix.ServerName) bool {
+	return c.opts.Allow == nil || c.opts.Allow(server)
+}
+
+// AllowList makes a function for Options.Allow: "a.example" names one server, "*.example.org" all below
+// example.org. Ports are part of the name; letter case is not. An empty list allows all.
+func AllowList(list []string) func(matrix.ServerName) bool {
+	if len(list) == 0 {
+		return nil
+	}
+	names, below := map[string]bool{}, []string{}
+	for _, l := range list {
+		l = strings.ToLower(strings.TrimSpace(l))
+		if rest, ok := strings.CutPrefix(l, "*"); ok {
+			below = append(below, rest)
+		} else {
+			names[l] = true
+		}
+	}
+	return func(server matrix.ServerName) bool {
+		s := strings.ToLower(string(server))
+		for _, b := range below {
+			if strings.HasSuffix(s, b) {
+				return true
+			}
+		}
+		return names[s]
+	}
+}
 
 // Connections are pooled by server name, which may stand for any address. The transport pools by the URL's host,
 // so the server name is written there in a form that is always a legal host.
@@ -248,6 +287,9 @@ func (c *Client) JSON(ctx context.Context, r Request, out any) error {
 func (c *Client) send(ctx context.Context, r Request) (*http.Response, error) {
 	if r.Server == c.Server() {
 		return nil, &Error{Server: r.Server, cause: errors.New("a request to this server itself")}
+	}
+	if !c.Allowed(r.Server) {
+		return nil, &Error{Server: r.Server, cause: errors.New("it is not on the list of servers to talk to")}
 	}
 	if !r.Patient && c.resting(r.Server) {
 		return nil, &Error{Server: r.Server, cause: errors.New("it failed a moment ago")}

@@ -352,3 +352,73 @@ func TestGuard(t *testing.T) {
 		t.Errorf("loopback was dialled: %v", err)
 	}
 }
+
+func TestAllowList(t *testing.T) {
+	t.Parallel()
+	if fedclient.AllowList(nil) != nil {
+		t.Error("an empty list forbids something")
+	}
+	allowed := fedclient.AllowList([]string{"a.example", "*.Corp.example"})
+	for server, want := range map[matrix.ServerName]bool{
+		"a.example": true, "A.example": true, "b.example": false, "x.corp.example": true, "corp.example": false, "a.example:8448": false,
+		"evilcorp.example": false,
+	} {
+		if allowed(server) != want {
+			t.Errorf("%s: %v", server, !want)
+		}
+	}
+	a := newAuthority(t)
+	n := &network{to: map[string]string{}}
+	own, err := serverkeys.Load(t.TempDir(), "here.test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := fedclient.New(fedclient.Options{Own: own, ExtraCAs: a.pem, Dial: n.dial, Allow: allowed})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := c.Version(t.Context(), "b.example:1"); err == nil || len(n.dials) > 0 {
+		t.Error("a server that is not allowed was dialled")
+	}
+}
+
+func TestPlaces(t *testing.T) {
+	t.Parallel()
+	a := newAuthority(t)
+	addr := a.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/file":
+			_, _ = io.WriteString(w, "content")
+		case "/moved":
+			http.Redirect(w, r, "https://10.0.0.1/", http.StatusFound)
+		default:
+			http.NotFound(w, r)
+		}
+	}), "far.test")
+	c, _ := newClient(t, a, &network{to: map[string]string{"far.test:443": addr, "far.test:8448": addr}}, nil)
+	resp, err := c.GetURL(t.Context(), "https://far.test/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if string(b) != "content" {
+		t.Errorf("got %q", b)
+	}
+	for _, bad := range []string{"http://far.test/file", "https://far.test/none", "https://u:p@far.test/file", "file:///etc/passwd", "https://nobody.test/"} {
+		if resp, err := c.GetURL(t.Context(), bad); err == nil {
+			resp.Body.Close()
+			t.Errorf("%s was fetched", bad)
+		}
+	}
+	if resp, err := c.GetURL(t.Context(), "https://far.test/moved"); err != nil || resp.StatusCode != http.StatusFound {
+		t.Errorf("a redirect was followed: %v", err)
+	} else {
+		resp.Body.Close()
+	}
+	resp, err = c.Get(t.Context(), "far.test", "/file", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}

@@ -14,7 +14,8 @@ import (
 
 // Verifier checks the signatures of requests from other servers. It is an httpapi.OriginVerifier.
 type Verifier struct {
-	ring *serverkeys.Ring
+	ring    *serverkeys.Ring
+	allowed func(matrix.ServerName) bool
 	// alive is told of each server whose request was proved.
 	alive func(matrix.ServerName)
 }
@@ -22,6 +23,12 @@ type Verifier struct {
 // NewVerifier makes a verifier; alive may be nil.
 func NewVerifier(ring *serverkeys.Ring, alive func(matrix.ServerName)) *Verifier {
 	return &Verifier{ring: ring, alive: alive}
+}
+
+// Only refuses servers that are not allowed; nil allows all.
+func (v *Verifier) Only(allowed func(matrix.ServerName) bool) *Verifier {
+	v.allowed = allowed
+	return v
 }
 
 // credential is one X-Matrix header.
@@ -49,6 +56,9 @@ func (v *Verifier) VerifyOrigin(r *http.Request, body []byte) (matrix.ServerName
 	}
 	if origin == own {
 		return "", unauthorized("a request of this server to itself")
+	}
+	if v.allowed != nil && !v.allowed(origin) {
+		return "", matrix.Forbidden("this server does not federate with %s", origin)
 	}
 	message, err := signedMessage(r, body, creds, own)
 	if err != nil {
