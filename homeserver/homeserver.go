@@ -166,6 +166,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	s.client, err = fedclient.New(fedclient.Options{
 		Own: own, Guard: guard, ExtraCAs: o.Federation.ExtraCAs, UserAgent: "Carillon/" + o.Version, Now: o.Now,
+		Allow: fedclient.AllowList(o.Federation.Allow),
 	})
 	if err != nil {
 		return err
@@ -252,8 +253,9 @@ func (s *Server) build(ctx context.Context) error {
 		Server: o.ServerName, AllUsers: o.AllUsers, Now: o.Now,
 		AskServices: func(ctx context.Context, alias matrix.RoomAlias) (bool, error) { return apps.QueryAlias(ctx, alias) },
 	}
+	var far media.Remote
 	if o.Federation.Enabled {
-		eo.Remote, po.Remote, do.Remote = remote, remote, remote
+		eo.Remote, po.Remote, do.Remote, far = remote, remote, remote, s.client
 	}
 
 	// Features.
@@ -278,7 +280,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 
-	files, err := media.New(ctx, db, nil, media.Options{
+	files, err := media.New(ctx, db, far, media.Options{
 		Server: o.ServerName, Dir: s.mediaDir(), MaxUpload: o.Media.MaxUpload, MaxRemote: o.Media.MaxRemote,
 		MaxPixels: o.Media.MaxPixels, FixedSizes: !o.Media.DynamicThumbnails, OpenDownloads: o.Media.OpenDownloads, Now: o.Now,
 	})
@@ -345,7 +347,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.api.Add(routes...)
 	}
 	if o.Federation.Enabled {
-		s.api.SetOriginVerifier(federation.NewVerifier(ring, fed.Alive))
+		s.api.SetOriginVerifier(federation.NewVerifier(ring, fed.Alive).Only(s.client.Allowed))
 		s.api.Add(fed.Routes()...)
 		s.api.Add(ring.Routes()...)
 		s.runs = append(s.runs, run{"federation", fed.Run})
