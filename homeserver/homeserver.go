@@ -342,7 +342,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
 	}

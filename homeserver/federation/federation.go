@@ -1,7 +1,7 @@
 // Package federation speaks with other servers: it answers their requests, takes their transactions, and sends
 // what happens here to those that are concerned.
 //
-// It owns the tables fed_queue, fed_destinations and fed_position and implements the server-server specification
+// It owns the tables fed_queue, fed_destinations, fed_position and openid_tokens and implements the server-server specification
 // but for keys (serverkeys) and discovery (fedclient). What a foreign event does to a room is decided in rooms.
 //
 // Invariants: a request is answered only after its signature is proved; what waits for a server is stored in the
@@ -36,18 +36,13 @@ import (
 //go:embed schema/*.sql
 var schemaFS embed.FS
 
-// OpenID finds the user of a token made by POST /user/{userId}/openid/request_token.
-type OpenID interface {
-	OpenIDUser(ctx context.Context, token string) (matrix.UserID, error)
-}
-
 // Media serves local media to other servers; the handlers write the multipart answer themselves.
 type Media interface {
 	ServeFederationDownload(c *httpapi.Call) (any, error)
 	ServeFederationThumbnail(c *httpapi.Call) (any, error)
 }
 
-// Parts are what federation speaks for. Typing, Presence, Profiles, Directory, OpenID and Media may be nil.
+// Parts are what federation speaks for. Typing, Presence, Profiles, Directory and Media may be nil.
 type Parts struct {
 	Client    *fedclient.Client
 	Hub       *hub.Hub
@@ -59,7 +54,6 @@ type Parts struct {
 	Keys      *e2ee.Service
 	Profiles  *profiles.Profiles
 	Directory *directory.Directory
-	OpenID    OpenID
 	Media     Media
 	// Version is this server's version, which anybody may ask for.
 	Version string

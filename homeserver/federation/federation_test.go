@@ -263,6 +263,38 @@ func TestKeysAndDevices(t *testing.T) {
 	}
 }
 
+func TestOpenID(t *testing.T) {
+	t.Parallel()
+	a, b := pair(t)
+	alice := a.user("alice")
+	var given struct {
+		Token  string            `json:"access_token"`
+		Server matrix.ServerName `json:"matrix_server_name"`
+		Type   string            `json:"token_type"`
+		Lasts  int               `json:"expires_in"`
+	}
+	ok(t, json.Unmarshal([]byte(a.call(alice, "D", "POST", "/_matrix/client/v3/user/"+string(alice)+"/openid/request_token", "{}")), &given))
+	if given.Server != a.name || given.Type != "Bearer" || given.Lasts <= 0 {
+		t.Errorf("given %+v", given)
+	}
+	ask := func(token string) (string, error) {
+		b, err := b.client.Do(context.Background(), fedclient.Request{
+			Method: "GET", Server: a.name, Path: fedclient.Path("_matrix", "federation", "v1", "openid", "userinfo"),
+			Query: map[string][]string{"access_token": {token}}, Unsigned: true,
+		})
+		return string(b), err
+	}
+	if got, err := ask(given.Token); err != nil || !strings.Contains(got, `"sub":"@alice:a.test"`) {
+		t.Errorf("userinfo %s, %v", got, err)
+	}
+	for token, code := range map[string]string{"": "M_MISSING_TOKEN", "wrong": "M_UNKNOWN_TOKEN"} {
+		var fe *fedclient.Error
+		if _, err := ask(token); !errors.As(err, &fe) || fe.Status != 401 || fe.Code != code {
+			t.Errorf("token %q: %v", token, err)
+		}
+	}
+}
+
 func TestAccess(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t)

@@ -46,9 +46,6 @@ func (f *Federation) Routes() []httpapi.Route {
 		signed(http.MethodPost, v1+"/user/keys/query", f.serveKeysQuery),
 		signed(http.MethodPost, v1+"/user/keys/claim", f.serveKeysClaim),
 	}
-	if f.parts.OpenID != nil {
-		routes = append(routes, httpapi.Route{Method: http.MethodGet, Path: v1 + "/openid/userinfo", Handler: f.serveUserInfo})
-	}
 	if f.parts.Media != nil {
 		download := signed(http.MethodGet, v1+"/media/download/{mediaId}", f.parts.Media.ServeFederationDownload)
 		thumbnail := signed(http.MethodGet, v1+"/media/thumbnail/{mediaId}", f.parts.Media.ServeFederationThumbnail)

@@ -195,6 +195,7 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	api := httpapi.New(httpapi.Options{OriginVerifier: federation.NewVerifier(ring, s.fed.Alive), Authenticator: anybody{}})
 	s.api = api
 	api.Add(s.fed.Routes()...)
+	api.Add(s.fed.OpenIDRoutes()...)
 	api.Add(s.keys.Routes()...)
 	api.Add(ring.Routes()...)
 	srv := httptest.NewUnstartedServer(api)

@@ -100,19 +100,6 @@ func (f *Federation) servePublicRooms(c *httpapi.Call) (any, error) {
 	return f.parts.Directory.PublicRooms(c.Ctx(), q)
 }
 
-// serveUserInfo tells whose OpenID token it is. Spec: get_matrixfederationv1openiduserinfo
-func (f *Federation) serveUserInfo(c *httpapi.Call) (any, error) {
-	token := c.Query("access_token")
-	if token == "" {
-		return nil, matrix.NewError(http.StatusUnauthorized, "M_MISSING_TOKEN", "access_token is missing")
-	}
-	user, err := f.parts.OpenID.OpenIDUser(c.Ctx(), token)
-	if err != nil {
-		return nil, err
-	}
-	return map[string]any{"sub": user}, nil
-}
-
 func (f *Federation) serveDevices(c *httpapi.Call) (any, error) {
 	user, err := f.localUser(c.Var("userId"))
 	if err != nil {
