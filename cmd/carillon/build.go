@@ -82,7 +82,7 @@ func (s *stack) build(ctx context.Context, p parts) error {
 
 func opening(what string, err error) error {
 	if errors.Is(err, sqldb.ErrInUse) {
-		return fmt.Errorf("%s is in use: another carillon runs on this data", what)
+		return fmt.Errorf("%s is in use, another carillon runs on this data: %w", what, err)
 	}
 	return fmt.Errorf("opening %s: %w", what, err)
 }

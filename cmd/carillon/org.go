@@ -157,7 +157,8 @@ func readCompanyFiles(names []string) (body []byte, contentType string, err erro
 			return nil, "", err
 		}
 	}
-	return b.Bytes(), form.FormDataContentType(), form.Close()
+	err = form.Close() // writes the end
+	return b.Bytes(), form.FormDataContentType(), err
 }
 
 // followJob waits for a run of the rooms and shows how far it has come.

@@ -99,6 +99,23 @@ func dialOperator(dir, name string) (*operator, error) {
 	}, nil
 }
 
+// startPatience is how long a command waits for a server that is starting.
+const startPatience = 5 * time.Second
+
+// awaitOperator is dialOperator with patience.
+func awaitOperator(ctx context.Context, dir, name string) (o *operator, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	err = waitFor(ctx, func() (bool, error) {
+		o, err = dialOperator(dir, name)
+		return o != nil, err
+	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = nil // the caller knows that nobody answers
+	}
+	return o, err
+}
+
 // apiError is an error answer of the server.
 type apiError struct {
 	Status  int    `json:"-"`

@@ -16,6 +16,7 @@ import (
 
 	"github.com/carillon-chat/carillon/config"
 	"github.com/carillon-chat/carillon/homeserver/accounts"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
 
 type userCmd struct {
@@ -256,6 +257,15 @@ func (a *app) withOperator(socket string, p func(*config.Config) parts, control 
 		return fmt.Errorf("making the data folder: %w", err)
 	}
 	s, err := build(a.ctx, cfg, p(cfg))
+	if errors.Is(err, sqldb.ErrInUse) {
+		// A server that is just starting owns the data before it listens.
+		o, dialErr := awaitOperator(a.ctx, cfg.DataDir, socket)
+		if dialErr != nil || o == nil {
+			return errors.Join(err, dialErr)
+		}
+		defer o.close()
+		return fn(a.ctx, o)
+	}
 	if err != nil {
 		return err
 	}
