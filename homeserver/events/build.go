@@ -1,17 +1,20 @@
 package events
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/tidwall/gjson"
+	"github.com/tidwall/sjson"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
@@ -93,11 +96,21 @@ func canonicalContent(raw json.RawMessage, version gomatrixserverlib.RoomVersion
 	if !gjson.ValidBytes(raw) || !gjson.ParseBytes(raw).IsObject() {
 		return nil, matrix.BadJSON("the event's content must be a JSON object")
 	}
-	c, err := gomatrixserverlib.EnforcedCanonicalJSON(raw, version)
+	c, err := matrix.CanonicalJSON(raw, strict(version))
 	if err != nil {
 		return nil, matrix.BadJSON("the event's content is not canonical JSON: %s", err)
 	}
 	return c, nil
+}
+
+// strict reports whether a room version allows nothing but canonical JSON.
+// Spec: rooms/v6#canonical-json
+func strict(v gomatrixserverlib.RoomVersion) bool {
+	switch v {
+	case "1", "2", "3", "4", "5":
+		return false
+	}
+	return true
 }
 
 // redactsInContent reports whether redactions name their target in the content.
@@ -194,11 +207,15 @@ func (w *pduWriter) redacted(hashes []byte, v gomatrixserverlib.IRoomVersion) ([
 		// Redaction empties the content of all other types, in every version.
 		return w.write(make([]byte, 0, len(w.refs)+len(w.prev)+512), []byte("{}"), hashes, nil), nil
 	}
-	r, err := v.RedactEventJSON(w.encode(hashes, nil))
+	return redactJSON(w.encode(hashes, nil), v)
+}
+
+func redactJSON(pdu []byte, v gomatrixserverlib.IRoomVersion) ([]byte, error) {
+	r, err := v.RedactEventJSON(pdu)
 	if err != nil {
 		return nil, fmt.Errorf("redacting: %w", err)
 	}
-	return gomatrixserverlib.CanonicalJSON(r)
+	return matrix.CanonicalJSON(r, false)
 }
 
 // protected lists the types of which some version keeps content fields.
@@ -309,14 +326,120 @@ func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err err
 	if !gjson.ValidBytes(raw) || !gjson.ParseBytes(raw).IsObject() {
 		return nil, matrix.NotJSON("an event must be a JSON object")
 	}
-	pdu, err := v.NewEventFromUntrustedJSON(raw)
+	pdu, redacted, err := clean(raw, v)
 	if err != nil {
 		return nil, matrix.BadJSON("malformed event: %s", err)
 	}
-	if err := gomatrixserverlib.CheckFields(pdu); err != nil {
+	id := gjson.GetBytes(pdu, "event_id").Str
+	if v.EventFormat() != gomatrixserverlib.EventFormatV1 {
+		if id, err = referenceID(pdu, v); err != nil {
+			return nil, matrix.BadJSON("malformed event: %s", err)
+		}
+	}
+	parsed, err := v.NewEventFromTrustedJSONWithEventID(id, pdu, redacted)
+	if err != nil {
 		return nil, matrix.BadJSON("malformed event: %s", err)
 	}
-	return FromPDU(pdu), nil
+	if err := gomatrixserverlib.CheckFields(parsed); err != nil {
+		return nil, matrix.BadJSON("malformed event: %s", err)
+	}
+	if _, err := matrix.ParseRoomID(parsed.RoomID().String()); err != nil {
+		return nil, err
+	}
+	return FromPDU(parsed), nil
+}
+
+// clean brings a PDU from outside into canonical form, takes out what is no
+// part of it, and redacts it if the content does not have the hash that it
+// claims.
+// Spec: server-server-api#validating-hashes-and-signatures-on-received-events
+func clean(raw []byte, v gomatrixserverlib.IRoomVersion) (pdu []byte, redacted bool, err error) {
+	for _, key := range []string{"outlier", "destinations", "age_ts", "unsigned"} {
+		if raw, err = sjson.DeleteBytes(raw, key); err != nil {
+			return nil, false, err
+		}
+	}
+	if v.EventFormat() != gomatrixserverlib.EventFormatV1 {
+		if raw, err = sjson.DeleteBytes(raw, "event_id"); err != nil {
+			return nil, false, err
+		}
+	}
+	if pdu, err = matrix.CanonicalJSON(raw, strict(v.Version())); err != nil {
+		return nil, false, err
+	}
+	hashed := pdu
+	for _, key := range []string{"signatures", "hashes"} {
+		if hashed, err = sjson.DeleteBytes(hashed, key); err != nil {
+			return nil, false, err
+		}
+	}
+	sum := sha256.Sum256(hashed)
+	claimed := strings.TrimRight(gjson.GetBytes(pdu, "hashes.sha256").Str, "=")
+	if claimed == base64.RawStdEncoding.EncodeToString(sum[:]) {
+		return pdu, false, nil
+	}
+	r, err := redactJSON(pdu, v)
+	return r, err == nil && !bytes.Equal(r, pdu), err
+}
+
+// referenceID is the ID of an event whose room version derives it.
+// Spec: server-server-api#calculating-the-reference-hash-for-an-event
+func referenceID(pdu []byte, v gomatrixserverlib.IRoomVersion) (string, error) {
+	r, err := redactJSON(pdu, v)
+	if err != nil {
+		return "", err
+	}
+	for _, key := range []string{"signatures", "unsigned", "age_ts"} {
+		if r, err = sjson.DeleteBytes(r, key); err != nil {
+			return "", err
+		}
+	}
+	sum := sha256.Sum256(r)
+	if v.EventIDFormat() == gomatrixserverlib.EventIDFormatV2 {
+		return "$" + base64.RawStdEncoding.EncodeToString(sum[:]), nil
+	}
+	return "$" + base64.RawURLEncoding.EncodeToString(sum[:]), nil
+}
+
+// Sign returns a copy with one more signature.
+// Spec: server-server-api#signing-events
+func (e *Event) Sign(by Signer) (*Event, error) {
+	v, err := gomatrixserverlib.GetRoomVersion(e.Version)
+	if err != nil {
+		return nil, err
+	}
+	msg, err := redactJSON(e.JSON, v)
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range []string{"signatures", "unsigned"} {
+		if msg, err = sjson.DeleteBytes(msg, key); err != nil {
+			return nil, err
+		}
+	}
+	var signatures map[string]map[string]string
+	if raw := gjson.GetBytes(e.JSON, "signatures"); raw.Exists() {
+		if err := json.Unmarshal([]byte(raw.Raw), &signatures); err != nil {
+			return nil, matrix.BadJSON("malformed signatures: %s", err)
+		}
+	}
+	if signatures == nil {
+		signatures = map[string]map[string]string{}
+	}
+	if signatures[string(by.Server)] == nil {
+		signatures[string(by.Server)] = map[string]string{}
+	}
+	signatures[string(by.Server)][by.KeyID] = base64.RawStdEncoding.EncodeToString(ed25519.Sign(by.Key, msg))
+	pdu, err := sjson.SetBytes(e.JSON, "signatures", signatures)
+	if err != nil {
+		return nil, err
+	}
+	if pdu, err = matrix.CanonicalJSON(pdu, false); err != nil {
+		return nil, err
+	}
+	p := e.Placed(e.NID, e.Pos, e.Replaces)
+	p.JSON = pdu
+	return p, nil
 }
 
 // Redact returns the redacted form of e.
@@ -325,12 +448,9 @@ func (e *Event) Redact(redaction *Event) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	pdu, err := v.RedactEventJSON(e.JSON)
+	pdu, err := redactJSON(e.JSON, v)
 	if err != nil {
-		return nil, fmt.Errorf("redacting %s: %w", e.ID, err)
-	}
-	if pdu, err = gomatrixserverlib.CanonicalJSON(pdu); err != nil {
-		return nil, fmt.Errorf("redacting %s: %w", e.ID, err)
+		return nil, fmt.Errorf("%s: %w", e.ID, err)
 	}
 	r := &Event{
 		NID: e.NID, Pos: e.Pos, ID: e.ID, Room: e.Room, Version: e.Version, Sender: e.Sender, Type: e.Type,

@@ -291,48 +291,8 @@ func (e *Event) AppendStripped(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-// AppendString appends s as a JSON string without escaping HTML, in the form
-// that canonical JSON asks for. Invalid UTF-8 becomes U+FFFD.
-func AppendString(dst []byte, s string) []byte {
-	const hex = "0123456789abcdef"
-	dst = append(dst, '"')
-	start := 0
-	valid := true
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		if c >= 0x80 {
-			valid = false
-			continue
-		}
-		if c >= 0x20 && c != '"' && c != '\\' {
-			continue
-		}
-		dst = append(dst, s[start:i]...)
-		switch c {
-		case '"', '\\':
-			dst = append(dst, '\\', c)
-		case '\n':
-			dst = append(dst, '\\', 'n')
-		case '\r':
-			dst = append(dst, '\\', 'r')
-		case '\t':
-			dst = append(dst, '\\', 't')
-		case '\b':
-			dst = append(dst, '\\', 'b')
-		case '\f':
-			dst = append(dst, '\\', 'f')
-		default:
-			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-		}
-		start = i + 1
-	}
-	tail := s[start:]
-	if !valid {
-		tail = string(bytes.ToValidUTF8([]byte(tail), []byte("\uFFFD")))
-	}
-	dst = append(dst, tail...)
-	return append(dst, '"')
-}
+// AppendString appends s as a JSON string.
+func AppendString(dst []byte, s string) []byte { return matrix.AppendJSONString(dst, s) }
 
 // Placed returns a copy that has its place: row number, position in the
 // timeline, and the row that it replaces in the state (0 for none).

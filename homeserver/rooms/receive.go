@@ -204,10 +204,7 @@ func allowedBy(ev *events.Event, auth []*events.Event) error {
 	if err != nil {
 		return err
 	}
-	if err := gomatrixserverlib.Allowed(pdu, provider, userIDForSender); err != nil {
-		return notAllowed(err)
-	}
-	return nil
+	return allowed(ev, pdu, provider)
 }
 
 // authEvents gives the events that authorise ev, fetching its chain where one is

@@ -139,6 +139,57 @@ func TestEveryVersionCreatesAndTalks(t *testing.T) {
 	}
 }
 
+// What a client sends must come out as it went in, whatever its keys are.
+func TestAwkwardContent(t *testing.T) {
+	s := start(t, sqldbtest.Open(t), "a.example", nil)
+	room := must[matrix.RoomID](t)(s.Create(t.Context(), alice, rooms.CreateRequest{}, 0))
+	const content = `{"\u0001":[{"q\"x":1,"\\":"\/"}],"body":"\u65e5 \"本\"","msgtype":"m.text"}`
+	id := must[matrix.EventID](t)(s.Send(t.Context(), rooms.Draft{Room: room, Sender: alice, Type: "m.room.message", Content: json.RawMessage(content)}))
+	e := must[*events.Event](t)(s.events.ByID(t.Context(), id))
+	var got, want any
+	if err := json.Unmarshal(e.Content(), &got); err != nil {
+		t.Fatalf("%s: %v", e.JSON, err)
+	}
+	if err := json.Unmarshal([]byte(content), &want); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Fatalf("%v came out as %v", want, got)
+	}
+	p, err := events.Parse(e.JSON, e.Version)
+	if err != nil || p.ID != id || string(p.JSON) != string(e.JSON) {
+		t.Fatalf("read as another server reads it: %v, %v", p, err)
+	}
+	for _, bad := range []string{`{"a":1.5}`, `[]`, `{"a":9007199254740993}`, `{`} {
+		_, err := s.Send(t.Context(), rooms.Draft{Room: room, Sender: alice, Type: "m.room.message", Content: json.RawMessage(bad)})
+		if !matrix.IsCode(err, "M_BAD_JSON") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestCreatorsChangeNotificationLevels(t *testing.T) {
+	s := start(t, sqldbtest.Open(t), "a.example", nil)
+	room := must[matrix.RoomID](t)(s.Create(t.Context(), alice, rooms.CreateRequest{Preset: "public_chat"}, 0))
+	if err := s.Join(t.Context(), rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
+		t.Fatal(err)
+	}
+	set := func(by matrix.UserID, content string) error {
+		key := ""
+		_, err := s.Send(t.Context(), rooms.Draft{Room: room, Sender: by, Type: "m.room.power_levels", StateKey: &key, Content: json.RawMessage(content)})
+		return err
+	}
+	if err := set(alice, `{"users":{"@bob:a.example":60},"events":{"m.room.power_levels":60},"notifications":{"room":70}}`); err != nil {
+		t.Fatal(err)
+	}
+	if err := set(bob, `{"users":{"@bob:a.example":60},"events":{"m.room.power_levels":60},"notifications":{"room":50}}`); !matrix.IsCode(err, "M_FORBIDDEN") {
+		t.Fatalf("bob lowers a level above his own: %v", err)
+	}
+	if err := set(alice, `{"users":{"@alice:a.example":100},"notifications":{"room":20}}`); !matrix.IsCode(err, "M_FORBIDDEN") {
+		t.Fatalf("a creator among the users: %v", err)
+	}
+}
+
 func redaction(room matrix.RoomID, by matrix.UserID, target matrix.EventID) rooms.Draft {
 	return rooms.Draft{Room: room, Sender: by, Type: "m.room.redaction", Redacts: target, Content: json.RawMessage(`{"redacts":"` + string(target) + `"}`)}
 }

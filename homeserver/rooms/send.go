@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
@@ -102,7 +101,7 @@ func (r *Rooms) Send(ctx context.Context, d Draft) (matrix.EventID, error) {
 
 // same compares two JSON objects, the first of them canonical.
 func same(canonical, other []byte) bool {
-	c, err := gomatrixserverlib.CanonicalJSON(other)
+	c, err := matrix.CanonicalJSON(other, false)
 	return err == nil && string(c) == string(canonical)
 }
 

@@ -135,11 +135,9 @@ func (r *Rooms) membershipPDU(ctx context.Context, id matrix.RoomID, eventID mat
 		return nil, matrix.Forbidden("%s is not a user of %s", ev.Sender, origin)
 	}
 	if via := matrix.UserID(ev.ContentString("join_authorised_via_users_server")); via != "" && r.isLocal(via) {
-		pdu, err := ev.PDU()
-		if err != nil {
+		if ev, err = ev.Sign(r.o.Signer); err != nil {
 			return nil, err
 		}
-		ev = events.FromPDU(pdu.Sign(string(r.o.Signer.Server), gomatrixserverlib.KeyID(r.o.Signer.KeyID), r.o.Signer.Key))
 	}
 	if err := r.o.Remote.Verify(ctx, version, []json.RawMessage{ev.JSON})[0]; err != nil {
 		return nil, matrix.Forbidden("bad signature: %s", err)
@@ -225,11 +223,9 @@ func (r *Rooms) ReceiveInvite(ctx context.Context, origin matrix.ServerName, id 
 			return nil, matrix.NotFound("%s is not a user of this server", target)
 		}
 	}
-	pdu, err := ev.PDU()
-	if err != nil {
+	if ev, err = ev.Sign(r.o.Signer); err != nil {
 		return nil, err
 	}
-	ev = events.FromPDU(pdu.Sign(string(r.o.Signer.Server), gomatrixserverlib.KeyID(r.o.Signer.KeyID), r.o.Signer.Key))
 	if err := r.o.Remote.Verify(ctx, version, []json.RawMessage{ev.JSON})[0]; err != nil {
 		return nil, matrix.Forbidden("bad signature: %s", err)
 	}
