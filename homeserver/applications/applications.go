@@ -2,7 +2,7 @@
 // each is interested in, and sends it in transactions.
 //
 // It owns the table application_positions and implements the homeserver's side of the application service
-// specification: transactions, queries for users and aliases, ping. Registrations are read by accounts.
+// specification: transactions, queries for users and aliases, look-ups of third-party networks, ping. Registrations are read by accounts.
 //
 // Invariants: a service gets its transactions one after another, each until it has taken it, for ever; a
 // transaction is named by the stretch of the log that it covers, and the stretch is stored before it is sent, so
@@ -80,6 +80,8 @@ type Applications struct {
 	opts     Options
 	tail     *tail
 	services []*service
+
+	protocols protocols
 }
 
 // New makes the services. It must be called after the hub and the features are made and before the log runs.

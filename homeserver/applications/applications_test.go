@@ -187,6 +187,15 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if !f.users[strings.TrimPrefix(r.URL.Path, "/_matrix/app/v1/users/")] {
 			w.WriteHeader(404)
 		}
+	case r.URL.Path == "/_matrix/app/v1/thirdparty/protocol/irc":
+		_, _ = io.WriteString(w, `{"user_fields":["nick"],"location_fields":[],"icon":"mxc://a/b","field_types":{},"instances":[{"network_id":"libera","desc":"Libera","fields":{}}]}`)
+		return
+	case r.URL.Path == "/_matrix/app/v1/thirdparty/user/irc" && r.URL.Query().Get("nick") == "bob":
+		_, _ = io.WriteString(w, `[{"userid":"@irc_bob:here.test","protocol":"irc","fields":{"nick":"bob"}}]`)
+		return
+	case r.URL.Path == "/_matrix/app/v1/thirdparty/location" && r.URL.Query().Get("alias") == "#irc_x:here.test":
+		_, _ = io.WriteString(w, `[{"alias":"#irc_x:here.test","protocol":"irc","fields":{}}]`)
+		return
 	case r.URL.Path == "/_matrix/app/v1/ping":
 		b, _ := io.ReadAll(r.Body)
 		if f.status != 200 || string(b) != `{"transaction_id":"x"}` {
@@ -254,6 +263,7 @@ as_token: as
 hs_token: secret
 sender_localpart: bot
 receive_ephemeral: true
+protocols: [irc]
 namespaces:
   users: [{exclusive: true, regex: "@irc_.*:here\\.test"}]
   rooms: [{exclusive: false, regex: "!special.*"}]
@@ -504,6 +514,31 @@ func TestQueriesAndPing(t *testing.T) {
 	}
 	if _, err := w.apps.QueryUser(context.Background(), "@irc_known:here.test"); err == nil {
 		t.Error("a query to a dead service gave no error")
+	}
+}
+
+func TestThirdParty(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, sqldbtest.Open(t), withFake(t, newFake()))
+	api := httpapi.New(httpapi.Options{Authenticator: asToken{}})
+	api.Add(w.apps.Routes()...)
+	for path, want := range map[string]string{
+		"/protocols":                         `"instance_id":"bridge|libera"`,
+		"/protocol/irc":                      `"user_fields":["nick"]`,
+		"/protocol/sip":                      `M_NOT_FOUND`,
+		"/user/irc?nick=bob":                 `"userid":"@irc_bob:here.test"`,
+		"/user/irc?nick=eve":                 `M_NOT_FOUND`,
+		"/user/sip?nick=bob":                 `M_NOT_FOUND`,
+		"/location?alias=%23irc_x:here.test": `"alias":"#irc_x:here.test"`,
+		"/location?alias=%23y:here.test":     `M_NOT_FOUND`,
+		"/location":                          `M_MISSING_PARAM`,
+		"/user":                              `M_MISSING_PARAM`,
+	} {
+		rec := httptest.NewRecorder()
+		api.ServeHTTP(rec, httptest.NewRequest("GET", "/_matrix/client/v3/thirdparty"+path, nil))
+		if !strings.Contains(rec.Body.String(), want) {
+			t.Errorf("%s: %d %s", path, rec.Code, rec.Body)
+		}
 	}
 }
 

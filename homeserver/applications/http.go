@@ -14,9 +14,9 @@ import (
 
 // Routes are the endpoints of application services in the client-server API.
 func (a *Applications) Routes() []httpapi.Route {
-	return []httpapi.Route{{
+	return append(a.thirdPartyRoutes(), httpapi.Route{
 		Method: http.MethodPost, Path: "/_matrix/client/v1/appservice/{appserviceId}/ping", Auth: httpapi.AuthAppService, Handler: a.servePing,
-	}}
+	})
 }
 
 // servePing calls a service back at its own wish. Spec: post_matrixclientv1appserviceappserviceidping
@@ -42,7 +42,7 @@ func (a *Applications) servePing(c *httpapi.Call) (any, error) {
 	ctx, cancel := context.WithTimeout(c.Ctx(), queryTimeout)
 	defer cancel()
 	start := a.opts.Now()
-	status, answer, err := s.request(ctx, http.MethodPost, "/_matrix/app/v1", []string{"ping"}, raw)
+	status, answer, err := s.request(ctx, http.MethodPost, "/_matrix/app/v1", []string{"ping"}, nil, raw)
 	took := a.opts.Now().Sub(start)
 	var ne net.Error
 	switch {
@@ -52,7 +52,7 @@ func (a *Applications) servePing(c *httpapi.Call) (any, error) {
 		return nil, matrix.NewError(http.StatusBadGateway, "M_CONNECTION_FAILED", "the application service cannot be reached")
 	case status < 200 || status >= 300:
 		return nil, matrix.NewError(http.StatusBadGateway, "M_BAD_STATUS", "the application service answered with status %d", status).
-			With("status", status).With("body", string(answer))
+			With("status", status).With("body", string(answer[:min(len(answer), 64<<10)]))
 	}
 	a.Kick(id)
 	return map[string]any{"duration_ms": took.Milliseconds()}, nil

@@ -23,7 +23,7 @@ import (
 const (
 	retryFirst = 500 * time.Millisecond
 	retryMax   = time.Minute
-	maxAnswer  = 64 << 10
+	maxAnswer  = 1 << 20
 	saveIdle   = 200 * time.Millisecond
 	maxNoted   = 5000 // rooms with typing, users with presence, that wait
 )
@@ -278,14 +278,14 @@ func (s *service) call(ctx context.Context, method string, segments []string, bo
 	old := s.old
 	s.mu.Unlock()
 	if !old {
-		status, answer, err = s.request(ctx, method, "/_matrix/app/v1", segments, body)
+		status, answer, err = s.request(ctx, method, "/_matrix/app/v1", segments, nil, body)
 		if err != nil || (status != http.StatusNotFound && status != http.StatusMethodNotAllowed) ||
 			segments[0] != "transactions" || !bytes.Contains(answer, []byte("M_UNRECOGNIZED")) && len(answer) > 0 && answer[0] == '{' {
 			return status, answer, err
 		}
 	}
 	// compat: before version 1 the paths had no prefix.
-	ostatus, oanswer, oerr := s.request(ctx, method, "", segments, body)
+	ostatus, oanswer, oerr := s.request(ctx, method, "", segments, nil, body)
 	if oerr == nil && ostatus < 300 && !old {
 		s.mu.Lock()
 		s.old = true
@@ -297,13 +297,16 @@ func (s *service) call(ctx context.Context, method string, segments []string, bo
 	return status, answer, err
 }
 
-func (s *service) request(ctx context.Context, method, prefix string, segments []string, body []byte) (int, []byte, error) {
+func (s *service) request(ctx context.Context, method, prefix string, segments []string, query url.Values, body []byte) (int, []byte, error) {
 	var b strings.Builder
 	b.WriteString(s.base)
 	b.WriteString(prefix)
 	for _, seg := range segments {
 		b.WriteByte('/')
 		b.WriteString(url.PathEscape(seg))
+	}
+	if len(query) > 0 {
+		b.WriteString("?" + query.Encode())
 	}
 	var rd io.Reader
 	if body != nil {
