@@ -29,6 +29,9 @@ const (
 	// refusals is how often a transaction that the other side calls malformed is tried before it is given up: it
 	// would hold up all that comes after it for ever.
 	refusals = 10
+	// silence is after how many failures receipts are no longer kept for a server: newer ones will follow, and a
+	// server that never comes back would fill the table.
+	silence = 10
 	// senders is how many servers are sent to at a time.
 	senders = 256
 )
@@ -181,6 +184,7 @@ func (q *queue) start(d *destination) {
 
 // put stores rows and has them sent. also runs in the same transaction; it may be nil.
 func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) error) error {
+	rows = q.worth(rows)
 	batches := q.place(rows)
 	err := q.db.Write(ctx, func(tx *sqldb.Tx) error {
 		for i := range rows {
@@ -208,6 +212,19 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 		return fmt.Errorf("queueing for other servers: %w", err)
 	}
 	return nil
+}
+
+// worth leaves out receipts for servers that have been away for long.
+func (q *queue) worth(rows []row) []row {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	kept := rows[:0:0]
+	for i := range rows {
+		if d := q.dests[rows[i].server]; d == nil || d.failures < silence || !rows[i].merges {
+			kept = append(kept, rows[i])
+		}
+	}
+	return kept
 }
 
 // volatile adds what is worth sending only now. A server that fails is not told.
