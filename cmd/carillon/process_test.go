@@ -40,20 +40,43 @@ type server struct {
 	t    *testing.T
 	cmd  *exec.Cmd
 	base string // client address
-	log  *bytes.Buffer
+	log  *lockedBuffer
 	done chan error
+}
+
+// lockedBuffer is written by a process while the test reads it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func start(t *testing.T, base string, env []string, name string, args ...string) *server {
 	t.Helper()
-	s := &server{t: t, cmd: exec.Command(name, args...), base: base, log: &bytes.Buffer{}, done: make(chan error, 1)}
+	s := &server{t: t, cmd: exec.Command(name, args...), base: base, log: &lockedBuffer{}, done: make(chan error, 1)}
 	s.cmd.Env = append(append(os.Environ(), asProgram+"=1"), env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { s.done <- s.cmd.Wait() }()
-	t.Cleanup(s.kill)
+	t.Cleanup(func() {
+		s.kill()
+		if strings.Contains(s.log.String(), "DATA RACE") {
+			t.Errorf("the server has a race:\n%s", s.log)
+		}
+	})
 	deadline := time.Now().Add(30 * time.Second)
 	for {
 		resp, err := http.Get(base + "/_matrix/client/versions")
@@ -499,8 +522,9 @@ func TestDemo(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		// The greeting comes when the whole company is there.
-		time.Sleep(500 * time.Millisecond)
+		for deadline := time.Now().Add(60 * time.Second); !strings.Contains(srv.log.String(), "Ctrl-C") && time.Now().Before(deadline); {
+			time.Sleep(20 * time.Millisecond) // the greeting comes when the whole company is there
+		}
 		if code, took := srv.stop(); code != exitOK || took > 10*time.Second {
 			t.Errorf("exit code %d after %s", code, took)
 		}
