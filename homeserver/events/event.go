@@ -58,7 +58,28 @@ type Event struct {
 	Redaction  *Event // the event of RedactedBy, where it was loaded
 	Target     *Event // of a redaction: the redacted form of its target
 	Membership string // content.membership of a member event
+	Resolved   *Resolved
 	client     atomic.Pointer[[]byte]
+}
+
+// Resolved says what an event changed in a room that had forked: the state was
+// resolved anew, and the event itself may have no part in it. It is there for
+// those who are told by the log, and not stored.
+type Resolved struct{ Moves map[matrix.UserID]string }
+
+// Moves yields the memberships that change with the event: that of a member
+// event, or those that resolution has changed where the room had forked.
+func (e *Event) Moves(yield func(matrix.UserID, string) bool) {
+	switch {
+	case e.Resolved != nil:
+		for u, m := range e.Resolved.Moves {
+			if !yield(u, m) {
+				return
+			}
+		}
+	case e.Type == "m.room.member" && e.StateKey != nil && !e.Hidden():
+		yield(matrix.UserID(*e.StateKey), e.Membership)
+	}
 }
 
 // Content is the event's content as a JSON object.

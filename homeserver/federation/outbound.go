@@ -11,6 +11,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/e2ee"
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/gate"
+	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
@@ -72,10 +73,13 @@ func (r *reader) hear(changes []stream.Change) {
 		c := &changes[i]
 		switch c.Kind {
 		case stream.KindEvent:
-			if e, ok := c.Payload.(*events.Event); ok {
+			switch e := c.Payload.(type) {
+			case *events.Event:
 				if to := r.destinations(e); len(to) > 0 {
 					fresh = append(fresh, entry{pos: c.Pos, event: e.ID, servers: to})
 				}
+			case hub.Seeded:
+				r.servers.forget(c.Room)
 			}
 		case stream.KindReceipt:
 			if x, ok := c.Payload.(*receipts.Receipt); ok && x.Type == receipts.Read && x.User.Server() == r.own {
@@ -114,12 +118,11 @@ func (r *reader) hear(changes []stream.Change) {
 
 // destinations lists the servers that an event has to be sent to, in the order of the log.
 func (r *reader) destinations(e *events.Event) []matrix.ServerName {
-	member := e.Type == "m.room.member" && e.IsState()
 	var to []matrix.ServerName
 	if e.Sender.Server() == r.own && e.Pos > 0 && !e.Hidden() {
 		to = r.withSubject(e, r.servers.of(e.Room))
 	}
-	if member && e.Pos > 0 && !e.Hidden() {
+	if e.Pos > 0 {
 		r.servers.apply(e)
 	}
 	return to

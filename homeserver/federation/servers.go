@@ -51,17 +51,21 @@ func (s *roomServers) room(id matrix.RoomID) *remoteMembers {
 	return r
 }
 
-// apply takes in a member event of the log.
+// apply takes in the changes of membership that an event of the log brings.
 func (s *roomServers) apply(e *events.Event) {
-	user := matrix.UserID(e.Key())
-	if user.Server() == s.own {
-		return
+	for user, membership := range e.Moves {
+		if user.Server() != s.own {
+			s.move(e.Room, user, membership == "join")
+		}
 	}
+}
+
+func (s *roomServers) move(room matrix.RoomID, user matrix.UserID, joined bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r := s.room(e.Room)
+	r := s.room(room)
 	before := len(r.counts)
-	if e.Membership == "join" {
+	if joined {
 		r.join(user)
 	} else {
 		r.leave(user)
@@ -69,6 +73,13 @@ func (s *roomServers) apply(e *events.Event) {
 	if len(r.counts) != before {
 		r.sort()
 	}
+}
+
+// forget has a room read again from the hub: this server has joined it, maybe after an absence.
+func (s *roomServers) forget(room matrix.RoomID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.rooms, room)
 }
 
 func (r *remoteMembers) join(u matrix.UserID) {

@@ -44,7 +44,7 @@ func (m *memberCache) init() { m.rooms = make(map[matrix.RoomID]*memberLists) }
 func (m *memberCache) hear(changes []stream.Change) {
 	for i := range changes {
 		e, ok := changes[i].Payload.(*events.Event)
-		if !ok || e.Type != "m.room.member" {
+		if !ok || e.Type != "m.room.member" && e.Resolved == nil {
 			continue
 		}
 		m.mu.Lock()

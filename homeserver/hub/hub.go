@@ -181,10 +181,7 @@ func (h *Hub) publish(changes []stream.Change) {
 			case *events.Event:
 				h.event(p, c.Pos)
 			case Seeded:
-				r := h.room(c.Room)
-				for _, u := range p.Members {
-					h.join(r, h.user(u), c.Pos)
-				}
+				h.seeded(h.room(c.Room), p.Members, c.Pos)
 			}
 		case stream.KindReceipt:
 			r := h.room(c.Room)
@@ -227,6 +224,21 @@ func (h *Hub) deviceList(c *stream.Change) {
 // over federation: who was in it already.
 type Seeded struct{ Members []matrix.UserID }
 
+// seeded makes list the members of a room; who was known before, from a time
+// when this server was in the room, may have left since.
+func (h *Hub) seeded(r *Room, list []matrix.UserID, pos stream.Pos) {
+	in := make(map[matrix.UserID]bool, len(list))
+	for _, u := range list {
+		in[u] = true
+		h.join(r, h.user(u), pos)
+	}
+	for u := range r.members {
+		if !in[u.ID] {
+			h.leave(r, u)
+		}
+	}
+}
+
 func (h *Hub) event(e *events.Event, pos stream.Pos) {
 	if e.Flags&events.FlagOutlier != 0 { // an invitation to a room that is elsewhere, or its end
 		if u := h.users[matrix.UserID(e.Key())]; u != nil {
@@ -240,30 +252,30 @@ func (h *Hub) event(e *events.Event, pos stream.Pos) {
 	}
 	r := h.room(e.Room)
 	r.LastEvent = e.Pos
-	if e.StateKey != nil {
+	if e.StateKey != nil || e.Resolved != nil {
 		r.LastState = e.Pos
 	}
 	h.remember(r, e)
 	if t := e.Target; t != nil {
 		r.replace(t)
 	}
-	if e.Type == "m.room.member" && e.StateKey != nil && !e.Hidden() {
-		h.membership(r, e)
+	for user, membership := range e.Moves {
+		h.membership(r, user, membership, e.Pos)
 	}
 	for u := range r.members {
 		h.wakeAtRing(u)
 	}
 }
 
-func (h *Hub) membership(r *Room, e *events.Event) {
-	u := h.user(matrix.UserID(*e.StateKey))
-	if e.Membership == "join" {
-		h.join(r, u, e.Pos)
+func (h *Hub) membership(r *Room, user matrix.UserID, membership string, pos stream.Pos) {
+	u := h.user(user)
+	if membership == "join" {
+		h.join(r, u, pos)
 	} else {
 		h.leave(r, u)
 	}
 	if u.Local {
-		u.member = e.Pos
+		u.member = pos
 		h.wakeAtRing(u)
 	}
 }
@@ -388,19 +400,4 @@ func (h *Hub) WakePresence(user matrix.UserID, seq int64) {
 		}
 		h.wakeLater(r)
 	}
-}
-
-// Correct mends a membership that state resolution has changed without a new
-// event of its own.
-func (h *Hub) Correct(room matrix.RoomID, user matrix.UserID, joined bool, pos stream.Pos) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r, u := h.room(room), h.user(user)
-	if joined {
-		h.join(r, u, pos)
-	} else {
-		h.leave(r, u)
-	}
-	u.member = pos
-	u.wake()
 }

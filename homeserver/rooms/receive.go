@@ -24,7 +24,7 @@ const (
 	// Spec: server-server-api#pdus
 	maxTips = 20
 	// maxChain bounds the walk through an auth chain that another server gives.
-	maxChain = 20_000
+	maxChain = 100_000
 	// selfNID stands for the row of the event that is being stored.
 	selfNID = int64(-1) << 62
 )
@@ -508,17 +508,12 @@ func (r *Rooms) commitOne(ctx context.Context, rm *room, b *built) (*events.Even
 	if err != nil {
 		return nil, err
 	}
-	pos, err := w.Wait()
+	_, err = w.Wait()
 	rm.mu.Lock()
 	r.settle(rm, []*built{b}, gen, err)
 	rm.mu.Unlock()
 	if err != nil {
 		return nil, err
-	}
-	for _, s := range b.sets {
-		if s.key.Type == spec.MRoomMember {
-			r.hub.Correct(rm.id, matrix.UserID(s.key.StateKey), s.membership == spec.Join, pos)
-		}
 	}
 	return b.placed, nil
 }

@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"container/heap"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -14,36 +15,40 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/state"
 )
 
-// resolver is one run of state resolution 2.1.
+// resolver is one run of state resolution 2, or of 2.1.
 //
-// Spec: rooms/v12#state-resolution
+// Spec: rooms/v2#state-resolution, rooms/v12#state-resolution
 type resolver struct {
 	version gomatrixserverlib.RoomVersion
-	known   map[matrix.EventID]*events.Event // everything: the states and their auth chains
+	newer   bool // 2.1
+	agreed  *agreed
+	known   map[matrix.EventID]*events.Event // the conflicted events and all that authorise them
 	full    map[matrix.EventID]*events.Event // the full conflicted set
 	levels  map[matrix.EventID]*levels       // of power level events, parsed
 	result  map[state.Key]*events.Event
 }
 
-// resolve21 resolves states of a room of version 12 on. Each set holds the events of one state that take part;
-// chain has the events that authorise them, directly or not.
-func resolve21(version gomatrixserverlib.RoomVersion, sets [][]*events.Event, chain map[matrix.EventID]*events.Event) (map[state.Key]matrix.EventID, error) {
-	r := &resolver{
-		version: version, known: map[matrix.EventID]*events.Event{}, levels: map[matrix.EventID]*levels{},
-		result: map[state.Key]*events.Event{},
+func newResolver(version gomatrixserverlib.RoomVersion, newer bool, a *agreed, chain map[matrix.EventID]*events.Event) *resolver {
+	return &resolver{
+		version: version, newer: newer, agreed: a, known: chain,
+		levels: map[matrix.EventID]*levels{}, result: map[state.Key]*events.Event{},
 	}
-	for id, e := range chain {
-		r.known[id] = e
-	}
+}
+
+// resolve finds the winners. Each set holds those events of one state that are
+// not the same in all of them.
+func (r *resolver) resolve(sets [][]*events.Event) (map[state.Key]matrix.EventID, error) {
+	conflicted := map[matrix.EventID]*events.Event{}
 	for _, set := range sets {
 		for _, e := range set {
-			r.known[e.ID] = e
+			r.known[e.ID], conflicted[e.ID] = e, e
 		}
 	}
-	conflicted, agreed := split(sets)
-	r.full = r.fullConflicted(sets, conflicted)
+	var err error
+	if r.full, err = r.fullConflicted(sets, conflicted); err != nil {
+		return nil, err
+	}
 	power := r.powerEvents()
-	// The iterative checks begin with the empty state.
 	if err := r.apply(r.byPower(power)); err != nil {
 		return nil, err
 	}
@@ -53,12 +58,11 @@ func resolve21(version gomatrixserverlib.RoomVersion, sets [][]*events.Event, ch
 			rest = append(rest, e)
 		}
 	}
-	r.byMainline(rest)
-	if err := r.apply(rest); err != nil {
+	if err := r.byMainline(rest); err != nil {
 		return nil, err
 	}
-	for _, e := range agreed {
-		r.result[keyOf(e)] = e
+	if err := r.apply(rest); err != nil {
+		return nil, err
 	}
 	out := make(map[state.Key]matrix.EventID, len(r.result))
 	for k, e := range r.result {
@@ -69,23 +73,13 @@ func resolve21(version gomatrixserverlib.RoomVersion, sets [][]*events.Event, ch
 
 func keyOf(e *events.Event) state.Key { return state.Key{Type: e.Type, StateKey: e.Key()} }
 
-// split separates what all sets agree on from what they do not.
-func split(sets [][]*events.Event) (conflicted map[matrix.EventID]*events.Event, agreed []*events.Event) {
-	count := map[matrix.EventID]int{}
-	conflicted = map[matrix.EventID]*events.Event{}
-	for _, set := range sets {
-		for _, e := range set {
-			count[e.ID]++
-			conflicted[e.ID] = e
-		}
+// at is the state so far: the checks of 2.1 begin with the empty one, those of 2
+// with what all states agree on.
+func (r *resolver) at(key state.Key) (*events.Event, error) {
+	if e := r.result[key]; e != nil || r.newer {
+		return e, nil
 	}
-	for id, n := range count {
-		if n == len(sets) {
-			agreed = append(agreed, conflicted[id])
-			delete(conflicted, id)
-		}
-	}
-	return conflicted, agreed
+	return r.agreed.at(key)
 }
 
 // ancestors collects all events that authorise those given, directly or not.
@@ -104,36 +98,40 @@ func (r *resolver) ancestors(list []*events.Event) map[matrix.EventID]bool {
 	return seen
 }
 
-// fullConflicted is the conflicted events, the difference of the auth chains, and the events on the paths between
-// conflicted ones.
-func (r *resolver) fullConflicted(sets [][]*events.Event, conflicted map[matrix.EventID]*events.Event) map[matrix.EventID]*events.Event {
-	full := map[matrix.EventID]*events.Event{}
-	for id, e := range conflicted {
-		full[id] = e
-	}
+// fullConflicted is the conflicted events, the difference of the auth chains, and in 2.1 the events on the paths
+// between conflicted ones.
+func (r *resolver) fullConflicted(sets [][]*events.Event, conflicted map[matrix.EventID]*events.Event) (map[matrix.EventID]*events.Event, error) {
+	full := maps.Clone(conflicted)
 	count := map[matrix.EventID]int{}
 	for _, set := range sets {
 		for id := range r.ancestors(set) {
 			count[id]++
 		}
 	}
+	var differ []*events.Event
 	for id, n := range count {
-		if n < len(sets) {
-			full[id] = r.known[id]
+		if n < len(sets) && full[id] == nil {
+			differ = append(differ, r.known[id])
 		}
 	}
-	// On a path: authorises a conflicted event, and is authorised by one.
-	all := make([]*events.Event, 0, len(conflicted))
-	for _, e := range conflicted {
-		all = append(all, e)
+	differ, err := r.agreed.without(differ)
+	if err != nil {
+		return nil, err
 	}
+	for _, e := range differ {
+		full[e.ID] = e
+	}
+	if !r.newer {
+		return full, nil
+	}
+	// On a path: authorises a conflicted event, and is authorised by one.
 	reaches := map[matrix.EventID]bool{}
-	for id := range r.ancestors(all) {
+	for id := range r.ancestors(slices.Collect(maps.Values(conflicted))) {
 		if full[id] == nil && r.reaches(id, conflicted, reaches) {
 			full[id] = r.known[id]
 		}
 	}
-	return full
+	return full, nil
 }
 
 // reaches reports whether a conflicted event is among those that authorise id.
@@ -199,10 +197,13 @@ func (r *resolver) senderLevel(e *events.Event) int64 {
 		}
 		create = e
 	}
-	if slices.Contains(creatorsOf(create), e.Sender) {
+	if r.newer && slices.Contains(creatorsOf(create), e.Sender) {
 		return math.MaxInt64
 	}
 	if pl == nil {
+		if create.Sender == e.Sender {
+			return 100
+		}
 		return 0
 	}
 	return r.parsed(pl).user(e.Sender)
@@ -299,9 +300,13 @@ func (r *resolver) powerOf(e *events.Event) *events.Event {
 }
 
 // byMainline sorts events by the place in the history of the power levels that they refer to, the oldest first.
-func (r *resolver) byMainline(list []*events.Event) {
+func (r *resolver) byMainline(list []*events.Event) error {
 	line := map[matrix.EventID]int{}
-	for p := r.result[state.Key{Type: spec.MRoomPowerLevels}]; p != nil; p = r.powerOf(p) {
+	levels, err := r.at(state.Key{Type: spec.MRoomPowerLevels})
+	if err != nil {
+		return err
+	}
+	for p := levels; p != nil; p = r.powerOf(p) {
 		if _, ok := line[p.ID]; ok {
 			break
 		}
@@ -326,6 +331,7 @@ func (r *resolver) byMainline(list []*events.Event) {
 		}
 		return older(a, b)
 	})
+	return nil
 }
 
 // apply is the iterative auth checks: each event is judged by the state so far, and where that has no entry, by the
@@ -342,8 +348,12 @@ func (r *resolver) apply(list []*events.Event) error {
 		var auth []*events.Event
 		for _, t := range gomatrixserverlib.StateNeededForAuth([]gomatrixserverlib.PDU{pdu}).Tuples() {
 			key := state.Key{Type: t.EventType, StateKey: t.StateKey}
-			if s := r.result[key]; s != nil {
-				auth = append(auth, s)
+			held, err := r.at(key)
+			if err != nil {
+				return err
+			}
+			if held != nil {
+				auth = append(auth, held)
 				continue
 			}
 			for _, id := range e.AuthEvents() {

@@ -108,55 +108,31 @@ func (r *Rooms) allowedIn(tx *sqldb.Tx, rm *room, v state.View, ev *events.Event
 
 // resolve finds what the state resolved from views is, as changes to views[0].
 // Only entries that differ are looked at, with the auth chains of their events.
-// Spec: rooms/v2#state-resolution, rooms/v12#state-resolution
+// Spec: rooms/v1#state-resolution, rooms/v2#state-resolution, rooms/v12#state-resolution
 func (r *Rooms) resolve(_ context.Context, tx *sqldb.Tx, rm *room, views []state.View, extra map[int64]*events.Event) ([]resolvedEntry, error) {
 	diff, err := state.Differences(tx, rm.id, views)
 	if err != nil || len(diff) == 0 {
 		return nil, err
 	}
-	byNID := map[int64]*events.Event{}
-	var nids []int64
-	for _, list := range diff {
-		for _, nid := range list {
-			if e := extra[nid]; e != nil {
-				byNID[nid] = e
-			} else if nid != 0 {
-				nids = append(nids, nid)
-			}
-		}
-	}
-	loaded, err := r.events.ByNID(tx, nids)
+	sets, rows, err := r.conflicting(tx, len(views), diff, extra)
 	if err != nil {
 		return nil, err
 	}
-	for nid, e := range loaded {
-		byNID[nid] = e
+	a := &agreed{r: r, tx: tx, room: rm.id, view: views[0], diff: diff, held: map[state.Key]*events.Event{}}
+	var winners map[state.Key]matrix.EventID
+	if rm.impl.StateResAlgorithm() == gomatrixserverlib.StateResV1 {
+		winners, err = resolve1(sets, a)
+	} else {
+		winners, err = r.resolve2(tx, rm, sets, a, rows)
 	}
-	common, err := r.commonAuth(tx, rm, views[0], diff, byNID)
 	if err != nil {
-		return nil, err
-	}
-	conflicted := make([]*events.Event, 0, len(byNID)+len(common))
-	for _, e := range byNID {
-		conflicted = append(conflicted, e)
-	}
-	chain, err := r.authChain(tx, append(conflicted, common...))
-	if err != nil {
-		return nil, err
-	}
-	winners, err := runResolution(rm.version, views, diff, byNID, common, chain)
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("resolving state: %w", err)
 	}
 	var out []resolvedEntry
 	for key, list := range diff {
 		nid, membership := int64(0), ""
 		if w := winners[key]; w != "" {
-			for n, e := range byNID {
-				if e.ID == w {
-					nid, membership = n, e.Membership
-				}
-			}
+			nid, membership = rows[w].nid, rows[w].membership
 		}
 		if nid != list[0] {
 			out = append(out, resolvedEntry{key, nid, membership})
@@ -165,45 +141,184 @@ func (r *Rooms) resolve(_ context.Context, tx *sqldb.Tx, rm *room, views []state
 	return out, nil
 }
 
-// commonAuth reads the entries that all views share and that authorisation of
-// the conflicted events needs.
-func (r *Rooms) commonAuth(tx *sqldb.Tx, rm *room, v state.View, diff map[state.Key][]int64, byNID map[int64]*events.Event) ([]*events.Event, error) {
-	pdus := make([]gomatrixserverlib.PDU, 0, len(byNID))
-	for _, e := range byNID {
-		p, err := e.PDU()
-		if err != nil {
-			return nil, err
-		}
-		pdus = append(pdus, p)
-	}
-	keys := []state.Key{{Type: spec.MRoomCreate}, {Type: spec.MRoomPowerLevels}, {Type: spec.MRoomJoinRules}}
-	for _, t := range gomatrixserverlib.StateNeededForAuth(pdus).Tuples() {
-		keys = append(keys, state.Key{Type: t.EventType, StateKey: t.StateKey})
-	}
-	seen := map[state.Key]bool{}
+// storedRow is where an event is found and what it says of a membership.
+type storedRow struct {
+	nid        int64
+	membership string
+}
+
+// conflicting reads the entries in which views differ, for each view.
+func (r *Rooms) conflicting(tx *sqldb.Tx, views int, diff map[state.Key][]int64, extra map[int64]*events.Event) ([][]*events.Event, map[matrix.EventID]storedRow, error) {
 	var nids []int64
-	for _, k := range keys {
-		if seen[k] || diff[k] != nil {
-			continue
-		}
-		seen[k] = true
-		nid, err := v.Get(tx, rm.id, k)
-		if err != nil {
-			return nil, err
-		}
-		if nid != 0 {
-			nids = append(nids, nid)
+	for _, list := range diff {
+		for _, nid := range list {
+			if nid != 0 && extra[nid] == nil {
+				nids = append(nids, nid)
+			}
 		}
 	}
-	evs, err := r.events.ByNID(tx, nids)
+	byNID, err := r.events.ByNID(tx, nids)
+	if err != nil {
+		return nil, nil, err
+	}
+	for nid, e := range extra {
+		byNID[nid] = e
+	}
+	sets, rows := make([][]*events.Event, views), map[matrix.EventID]storedRow{}
+	for _, list := range diff {
+		for i, nid := range list {
+			if e := byNID[nid]; e != nil {
+				sets[i] = append(sets[i], e)
+				rows[e.ID] = storedRow{nid, e.Membership}
+			}
+		}
+	}
+	return sets, rows, nil
+}
+
+// agreed is the part of the state that all views share, read as it is needed.
+type agreed struct {
+	r    *Rooms
+	tx   *sqldb.Tx
+	room matrix.RoomID
+	view state.View
+	diff map[state.Key][]int64
+	held map[state.Key]*events.Event
+}
+
+// at reads an entry; nil if the views do not agree on one.
+func (a *agreed) at(key state.Key) (*events.Event, error) {
+	if e, ok := a.held[key]; ok || a.diff[key] != nil {
+		return e, nil
+	}
+	nid, err := a.view.Get(a.tx, a.room, key)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]*events.Event, 0, len(evs))
-	for _, e := range evs {
-		out = append(out, e)
+	if nid != 0 {
+		evs, err := a.r.events.ByNID(a.tx, []int64{nid})
+		if err != nil {
+			return nil, err
+		}
+		a.held[key] = evs[nid]
+	} else {
+		a.held[key] = nil
 	}
-	return out, nil
+	return a.held[key], nil
+}
+
+// without takes out of list what belongs to the shared state or authorises any
+// of it, directly or not: that is in the auth chain of every view.
+func (a *agreed) without(list []*events.Event) ([]*events.Event, error) {
+	var rest []*events.Event
+	for _, e := range list {
+		held, err := a.at(keyOf(e))
+		if err != nil {
+			return nil, err
+		}
+		if held == nil || held.ID != e.ID {
+			rest = append(rest, e)
+		}
+	}
+	if len(rest) == 0 {
+		return nil, nil
+	}
+	all, err := a.view.All(a.tx, a.room)
+	if err != nil {
+		return nil, err
+	}
+	var nids []int64
+	for key, nid := range all {
+		if a.diff[key] == nil {
+			nids = append(nids, nid)
+		}
+	}
+	evs, err := a.r.events.ByNID(a.tx, nids)
+	if err != nil {
+		return nil, err
+	}
+	shared := make([]*events.Event, 0, len(evs))
+	for _, e := range evs {
+		shared = append(shared, e)
+	}
+	chain, err := a.r.authChain(a.tx, shared)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(rest, func(e *events.Event) bool { return chain[e.ID] != nil }), nil
+}
+
+// resolve1 is the algorithm of room version 1.
+func resolve1(sets [][]*events.Event, a *agreed) (map[state.Key]matrix.EventID, error) {
+	var conflicted, auth []gomatrixserverlib.PDU
+	winners := map[state.Key]matrix.EventID{}
+	values := map[state.Key]map[matrix.EventID]*events.Event{}
+	for _, set := range sets {
+		for _, e := range set {
+			key := keyOf(e)
+			if values[key] == nil {
+				values[key] = map[matrix.EventID]*events.Event{}
+			}
+			values[key][e.ID] = e
+		}
+	}
+	for key, list := range values {
+		for id, e := range list {
+			p, err := e.PDU()
+			if err != nil {
+				return nil, err
+			}
+			if len(list) > 1 {
+				conflicted = append(conflicted, p)
+			} else { // no other state says otherwise
+				winners[key] = id
+				auth = append(auth, p)
+			}
+		}
+	}
+	for _, t := range gomatrixserverlib.StateNeededForAuth(conflicted).Tuples() {
+		e, err := a.at(state.Key{Type: t.EventType, StateKey: t.StateKey})
+		if err != nil {
+			return nil, err
+		}
+		if e != nil {
+			p, err := e.PDU()
+			if err != nil {
+				return nil, err
+			}
+			auth = append(auth, p)
+		}
+	}
+	for _, p := range gomatrixserverlib.ResolveStateConflicts(conflicted, auth, userIDForSender) {
+		if p.StateKey() != nil {
+			winners[state.Key{Type: p.Type(), StateKey: *p.StateKey()}] = matrix.EventID(p.EventID())
+		}
+	}
+	return winners, nil
+}
+
+// resolve2 runs the algorithm of room versions 2 to 11, or that of 12 on. Events
+// of the auth chains can win, too; where they are stored is added to rows.
+func (r *Rooms) resolve2(tx *sqldb.Tx, rm *room, sets [][]*events.Event, a *agreed, rows map[matrix.EventID]storedRow) (map[state.Key]matrix.EventID, error) {
+	list := slices.Concat(sets...)
+	levels, err := a.at(state.Key{Type: spec.MRoomPowerLevels})
+	if err != nil {
+		return nil, err
+	}
+	if levels != nil { // its ancestors are the mainline
+		list = append(list, levels)
+	}
+	chain, err := r.authChain(tx, list)
+	if err != nil {
+		return nil, err
+	}
+	for id, e := range chain {
+		if _, ok := rows[id]; !ok {
+			rows[id] = storedRow{e.NID, e.Membership}
+		}
+	}
+	run := newResolver(rm.version, rm.impl.StateResAlgorithm() == gomatrixserverlib.StateResV2_1, a, chain)
+	return run.resolve(sets)
 }
 
 // authChain reads all events that authorise list, directly or not.
@@ -235,76 +350,4 @@ func (r *Rooms) authChain(tx *sqldb.Tx, list []*events.Event) (map[matrix.EventI
 		}
 	}
 	return chain, nil
-}
-
-// runResolution hands the sets to the library and returns the winner of each
-// entry that differs.
-func runResolution(version gomatrixserverlib.RoomVersion, views []state.View, diff map[state.Key][]int64,
-	byNID map[int64]*events.Event, common []*events.Event, chain map[matrix.EventID]*events.Event,
-) (map[state.Key]matrix.EventID, error) {
-	if v, err := gomatrixserverlib.GetRoomVersion(version); err == nil && v.StateResAlgorithm() == gomatrixserverlib.StateResV2_1 {
-		// The library's own form of it does not find authorising events outside the state.
-		sets := make([][]*events.Event, len(views))
-		for i := range views {
-			sets[i] = slices.Clone(common)
-			for _, list := range diff {
-				if e := byNID[list[i]]; e != nil {
-					sets[i] = append(sets[i], e)
-				}
-			}
-		}
-		return resolve21(version, sets, chain)
-	}
-	pdus := map[matrix.EventID]gomatrixserverlib.PDU{}
-	pduOf := func(e *events.Event) (gomatrixserverlib.PDU, error) {
-		if p := pdus[e.ID]; p != nil {
-			return p, nil
-		}
-		p, err := e.PDU()
-		if err == nil {
-			pdus[e.ID] = p
-		}
-		return p, err
-	}
-	sets := make([][]gomatrixserverlib.PDU, len(views))
-	for i := range views {
-		for _, e := range common {
-			p, err := pduOf(e)
-			if err != nil {
-				return nil, err
-			}
-			sets[i] = append(sets[i], p)
-		}
-		for _, list := range diff {
-			if e := byNID[list[i]]; e != nil {
-				p, err := pduOf(e)
-				if err != nil {
-					return nil, err
-				}
-				sets[i] = append(sets[i], p)
-			}
-		}
-	}
-	auth := make([]gomatrixserverlib.PDU, 0, len(chain))
-	rejected := map[string]bool{}
-	for _, e := range chain {
-		p, err := pduOf(e)
-		if err != nil {
-			return nil, err
-		}
-		auth = append(auth, p)
-		rejected[string(e.ID)] = e.Rejected()
-	}
-	resolved, err := gomatrixserverlib.ResolveConflictsNew(version, sets, auth, userIDForSender,
-		func(id string) bool { return rejected[id] })
-	if err != nil {
-		return nil, fmt.Errorf("resolving state: %w", err)
-	}
-	winners := map[state.Key]matrix.EventID{}
-	for _, p := range resolved {
-		if p.StateKey() != nil {
-			winners[state.Key{Type: p.Type(), StateKey: *p.StateKey()}] = matrix.EventID(p.EventID())
-		}
-	}
-	return winners, nil
 }

@@ -340,29 +340,71 @@ func (r *Rooms) store(tx *sqldb.Tx, b *built, pos stream.Pos) error {
 
 func (r *Rooms) storeState(tx *sqldb.Tx, b *built, pos stream.Pos) error {
 	p := b.placed
-	for _, s := range b.sets {
-		if s.nid == 0 {
-			if err := state.Unset(tx, p.Room, pos, s.key); err != nil {
-				return err
-			}
-			continue
-		}
-		if s.nid == selfNID {
-			s.nid = p.NID
-		}
-		if err := state.Set(tx, p.Room, pos, s.key, s.nid, s.membership); err != nil {
-			return err
-		}
+	if b.sets != nil {
+		return r.storeResolved(tx, b, pos)
 	}
-	if p.StateKey != nil && !b.noState {
-		if err := state.Set(tx, p.Room, pos, b.key, p.NID, p.Membership); err != nil {
-			return err
-		}
+	if p.StateKey == nil || b.noState {
+		return nil
 	}
-	if p.Type == spec.MRoomMember && p.StateKey != nil && !p.Hidden() && r.isLocal(matrix.UserID(*p.StateKey)) && !b.noState {
+	if err := state.Set(tx, p.Room, pos, b.key, p.NID, p.Membership); err != nil {
+		return err
+	}
+	if p.Type == spec.MRoomMember && !p.Hidden() && r.isLocal(matrix.UserID(*p.StateKey)) {
 		return r.storeMember(tx, p, pos, b.stripped)
 	}
 	return nil
+}
+
+// storeResolved writes what state resolution has changed.
+func (r *Rooms) storeResolved(tx *sqldb.Tx, b *built, pos stream.Pos) error {
+	p := b.placed
+	p.Resolved = &events.Resolved{Moves: map[matrix.UserID]string{}}
+	for _, s := range b.sets {
+		member := s.key.Type == spec.MRoomMember
+		if member {
+			p.Resolved.Moves[matrix.UserID(s.key.StateKey)] = s.membership
+		}
+		holder := p
+		switch s.nid {
+		case 0:
+			if err := state.Unset(tx, p.Room, pos, s.key); err != nil {
+				return err
+			}
+		case selfNID:
+			s.nid = p.NID
+			fallthrough
+		default:
+			if err := state.Set(tx, p.Room, pos, s.key, s.nid, s.membership); err != nil {
+				return err
+			}
+		}
+		if !member || !r.isLocal(matrix.UserID(s.key.StateKey)) {
+			continue
+		}
+		if s.nid != p.NID && s.nid != 0 {
+			evs, err := r.events.ByNID(tx, []int64{s.nid})
+			if err != nil {
+				return err
+			}
+			if holder = evs[s.nid]; holder == nil {
+				return fmt.Errorf("state event of row %d is missing", s.nid)
+			}
+		}
+		if err := r.storeStanding(tx, p.Room, matrix.UserID(s.key.StateKey), s.membership, holder, pos); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storeStanding notes a local user's membership that came by state resolution;
+// one without an event has ended.
+func (r *Rooms) storeStanding(tx *sqldb.Tx, room matrix.RoomID, user matrix.UserID, membership string, holder *events.Event, pos stream.Pos) error {
+	if membership == "" {
+		membership = spec.Leave
+	}
+	_, err := tx.Exec(qMember, string(user), string(room), membership, string(holder.Sender), string(holder.ID), int64(pos), "", membership == spec.Join)
+	return err
 }
 
 func (r *Rooms) storeMember(tx *sqldb.Tx, p *events.Event, pos stream.Pos, stripped string) error {
