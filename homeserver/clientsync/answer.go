@@ -29,7 +29,9 @@ type work struct {
 	some bool // something happened
 
 	data  map[matrix.RoomID][]accountdata.Entry
-	facts map[matrix.RoomID]facts
+	facts map[matrix.RoomID]*facts
+
+	claimed int // shared encodings that this work makes
 }
 
 var snapshots = sync.Pool{New: func() any { return &hub.Snapshot{} }}
@@ -77,6 +79,7 @@ func (w *work) make() error {
 	mark := len(w.b) // the token is put in at the end
 	token := Token{Pos: w.to, Eph: w.eph, ToDevice: w.to}
 	var tail []byte
+	defer w.release()
 	if err := w.gather(); err != nil {
 		return err
 	}
@@ -107,19 +110,24 @@ func (w *work) make() error {
 // answer's own snapshot is opened: a feature may have to read the database, and
 // who holds a connection must not wait for a second one.
 type facts struct {
-	unread          push.Unread
-	receipts        [][]byte
-	joined, invited int
+	unread   push.Unread
+	receipts [][]byte
+	summary  rooms.Summary
+	recent   []*events.Event // new events, where all of them are at hand
+	at       bool            // recent is complete
+	piece    *shared         // the encoding of recent that serves others too
+	mine     bool            // this work makes it
 }
 
 func (w *work) gather() error {
-	w.facts = make(map[matrix.RoomID]facts, len(w.snap.Rooms))
+	w.facts = make(map[matrix.RoomID]*facts, len(w.snap.Rooms))
 	for i := range w.snap.Rooms {
 		r := &w.snap.Rooms[i]
 		if !w.q.filter.MatchRoom(r.ID) {
 			continue
 		}
-		var f facts
+		f := facts{}
+		w.facts[r.ID] = &f
 		var err error
 		from := w.q.since.Pos
 		fresh := w.fresh(r)
@@ -137,13 +145,66 @@ func (w *work) gather() error {
 			}
 		}
 		if fresh || w.q.full || r.LastState > from {
-			if f.joined, f.invited, err = w.s.Rooms.Summary(w.ctx, r.ID); err != nil {
+			if f.summary, err = w.s.Rooms.Summary(w.ctx, r.ID); err != nil {
 				return err
 			}
 		}
-		w.facts[r.ID] = f
+		if !fresh && !w.q.full && r.LastEvent > from {
+			f.recent, f.at = w.s.Hub.Recent(r.ID, from, w.to)
+			if f.at && w.shareable(&f) {
+				if err := w.claim(r.ID, &f); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	return nil
+}
+
+// shareable reports whether the encoding of a room's new events is the same for
+// everybody.
+func (w *work) shareable(f *facts) bool {
+	if len(w.q.ignored) > 0 {
+		return false
+	}
+	for _, e := range f.recent {
+		if e.SentBy(w.q.user) || e.Type == "m.room.member" && !f.summary.Named {
+			return false // a transaction ID, or heroes that leave the reader out
+		}
+	}
+	return true
+}
+
+// claim finds the shared encoding, waits for whoever is making it, or takes it
+// upon itself. Who makes one waits for no other, so that nobody waits in a
+// circle.
+func (w *work) claim(id matrix.RoomID, f *facts) error {
+	piece, mine := w.s.shared.claim(w.sharedKey(id), w.claimed == 0)
+	switch {
+	case piece == nil:
+	case mine:
+		f.piece, f.mine = piece, true
+		w.claimed++
+	default:
+		select {
+		case <-piece.done:
+		case <-w.ctx.Done():
+			return w.ctx.Err()
+		}
+		if piece.ok {
+			f.piece = piece
+		}
+	}
+	return nil
+}
+
+// release lets go of claims that were not made good.
+func (w *work) release() {
+	for id, f := range w.facts {
+		if f.mine {
+			w.s.shared.finish(w.sharedKey(id), f.piece, nil, false)
+		}
+	}
 }
 
 // fresh reports whether the client has yet to hear of a room.
@@ -167,14 +228,13 @@ func (w *work) needsDB() bool {
 		if r.Joined > q.since.Pos {
 			return true
 		}
-		if r.LastEvent > q.since.Pos {
-			list, complete := w.s.Hub.Recent(r.ID, q.since.Pos, w.to)
-			if !complete || len(list) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter && r.LastState > q.since.Pos {
-				return true
-			}
-			if q.filter.LazyMembers() && !w.s.shared.has(w.sharedKey(r.ID)) {
-				return true
-			}
+		f := w.facts[r.ID]
+		if f == nil || r.LastEvent <= q.since.Pos || f.piece != nil && !f.mine {
+			continue
+		}
+		if !f.at || len(f.recent) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter && r.LastState > q.since.Pos ||
+			q.filter.LazyMembers() {
+			return true
 		}
 	}
 	return false

@@ -73,7 +73,7 @@ func New(p Parts) *Sync {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
-	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*sharedEntry{}}}
+	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}}
 }
 
 // Routes is GET /sync.

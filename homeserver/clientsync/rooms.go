@@ -139,7 +139,11 @@ func (w *work) comma(b []byte) []byte {
 // appendUnread writes the counts; those of the main timeline and all threads
 // together unless the client asked for threads.
 func (w *work) appendUnread(b []byte, id matrix.RoomID) ([]byte, error) {
-	u := w.facts[id].unread
+	f := w.facts[id]
+	if f == nil {
+		return b, nil
+	}
+	u := f.unread
 	c := u.Main
 	threads := w.q.filter.Timeline() != nil && w.q.filter.Timeline().UnreadThreads
 	if !threads {
@@ -161,21 +165,21 @@ func (w *work) appendUnread(b []byte, id matrix.RoomID) ([]byte, error) {
 }
 
 func (w *work) ephemeral(r *hub.RoomState, fresh bool) [][]byte {
-	f := w.q.filter.Ephemeral()
+	filter, f := w.q.filter.Ephemeral(), w.facts[r.ID]
 	var list [][]byte
-	if f.MatchesNothing() || !f.MatchRoom(r.ID) {
+	if f == nil || filter.MatchesNothing() || !filter.MatchRoom(r.ID) {
 		return nil
 	}
 	from, eph := w.q.since.Pos, w.q.since.Eph
 	if fresh {
 		from, eph = 0, 0
 	}
-	if (fresh || r.LastReceipt > from) && f.MatchType("m.receipt") {
-		for _, c := range w.facts[r.ID].receipts {
+	if (fresh || r.LastReceipt > from) && filter.MatchType("m.receipt") {
+		for _, c := range f.receipts {
 			list = append(list, plainEvent("m.receipt", c))
 		}
 	}
-	if (fresh || r.Typing > eph) && f.MatchType("m.typing") {
+	if (fresh || r.Typing > eph) && filter.MatchType("m.typing") {
 		if c := w.s.Typing.Since(r.ID, eph); c != nil {
 			list = append(list, plainEvent("m.typing", c))
 		}
@@ -354,9 +358,8 @@ func contentFor(f interface{ NeedsContent() bool }, e *events.Event) []byte {
 func (w *work) events(tx *sqldb.Tx, r *hub.RoomState, fresh bool) ([]byte, error) {
 	q := w.q
 	if !fresh && !q.full {
-		list, complete := w.s.Hub.Recent(r.ID, q.since.Pos, w.to)
-		if complete {
-			return w.recent(tx, r, list)
+		if f := w.facts[r.ID]; f != nil && f.at {
+			return w.recent(tx, r, f)
 		}
 	}
 	from := q.since.Pos
@@ -378,28 +381,16 @@ func (w *work) events(tx *sqldb.Tx, r *hub.RoomState, fresh bool) ([]byte, error
 }
 
 // recent writes a room whose new events are all at hand.
-func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
-	own := false
-	for _, e := range list {
-		if e.SentBy(w.q.user) {
-			own = true
-		}
+func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) {
+	if f.piece != nil && !f.mine {
+		return f.piece.b, nil
 	}
-	share := !own && len(w.q.ignored) == 0
-	key := w.sharedKey(r.ID)
-	if share {
-		if b, ok := w.s.shared.get(key); ok {
-			return b, nil
-		}
+	b, err := w.encodeRecent(tx, r, f.recent)
+	if err == nil && f.mine {
+		w.s.shared.finish(w.sharedKey(r.ID), f.piece, b, true)
+		f.mine = false
 	}
-	b, err := w.encodeRecent(tx, r, list)
-	if err != nil {
-		return nil, err
-	}
-	if share {
-		w.s.shared.put(key, b)
-	}
-	return b, nil
+	return b, err
 }
 
 func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
@@ -496,7 +487,7 @@ func (w *work) lazyRows(tx *sqldb.Tx, t *timeline, id matrix.RoomID, rows []stat
 	}
 	out := rows[:0]
 	for _, r := range rows {
-		if r.Type != "m.room.member" || need[r.StateKey] || !all && r.StateKey == string(w.q.user) {
+		if r.Type != "m.room.member" || need[r.StateKey] {
 			out = append(out, r)
 			delete(need, r.StateKey)
 		}

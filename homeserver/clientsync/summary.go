@@ -67,14 +67,17 @@ func (w *work) appendSummary(tx *sqldb.Tx, b []byte, id matrix.RoomID, changed b
 		return b, nil
 	}
 	f := w.facts[id]
+	if f == nil {
+		return b, nil
+	}
 	if len(b) > 0 {
 		b = w.comma(b)
 	}
 	b = append(b, `"summary":{"m.joined_member_count":`...)
-	b = appendInt(b, f.joined)
+	b = appendInt(b, f.summary.Joined)
 	b = append(b, `,"m.invited_member_count":`...)
-	b = appendInt(b, f.invited)
-	if tx != nil {
+	b = appendInt(b, f.summary.Invited)
+	if tx != nil && !f.summary.Named {
 		heroes, err := w.heroes(tx, id)
 		if err != nil {
 			return b, err
@@ -103,43 +106,59 @@ func (w *work) sharedKey(id matrix.RoomID) sharedKey {
 	return sharedKey{id, w.q.since.Pos, w.to, w.q.filter, w.q.stateAfter}
 }
 
-// sharedEntry is one encoding.
-type sharedEntry struct{ b []byte }
+// shared is one encoding, made by one client for all; ok and b are read once
+// done is closed.
+type shared struct {
+	done chan struct{}
+	b    []byte
+	ok   bool
+}
 
 // maxShared bounds the encodings kept.
 const maxShared = 512
 
 // sharedCache keeps the newest encodings of rooms' changes.
 type sharedCache struct {
-	mu      sync.RWMutex
-	entries map[sharedKey]*sharedEntry
+	mu      sync.Mutex
+	entries map[sharedKey]*shared
 	order   []sharedKey
 }
 
-func (c *sharedCache) get(k sharedKey) ([]byte, bool) {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	if e := c.entries[k]; e != nil {
-		return e.b, true
-	}
-	return nil, false
-}
-
-func (c *sharedCache) has(k sharedKey) bool {
-	_, ok := c.get(k)
-	return ok
-}
-
-func (c *sharedCache) put(k sharedKey, b []byte) {
+// claim gives the encoding for k; mine says that the caller is to make it and
+// finish it. It is nil where another is making it and the caller will not wait.
+func (c *sharedCache) claim(k sharedKey, wait bool) (s *shared, mine bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.entries[k] != nil {
-		return
+	if s := c.entries[k]; s != nil {
+		if !wait {
+			select {
+			case <-s.done:
+			default:
+				return nil, false
+			}
+		}
+		return s, false
 	}
-	if len(c.order) == maxShared {
+	for len(c.order) >= maxShared {
 		delete(c.entries, c.order[0])
 		c.order = c.order[1:]
 	}
-	c.entries[k] = &sharedEntry{b: b}
+	s = &shared{done: make(chan struct{})}
+	c.entries[k] = s
 	c.order = append(c.order, k)
+	return s, true
+}
+
+// finish ends a claim; one that failed is forgotten, so that others make their
+// own.
+func (c *sharedCache) finish(k sharedKey, s *shared, b []byte, ok bool) {
+	s.b, s.ok = b, ok
+	if !ok {
+		c.mu.Lock()
+		if c.entries[k] == s {
+			delete(c.entries, k)
+		}
+		c.mu.Unlock()
+	}
+	close(s.done)
 }

@@ -249,11 +249,11 @@ func (d *Directory) published(ctx context.Context, q Query) ([]Entry, error) {
 
 // entry reads what the list shows of a room.
 func (d *Directory) entry(ctx context.Context, room matrix.RoomID) (Entry, error) {
-	joined, _, err := d.rooms.Summary(ctx, room)
+	summary, err := d.rooms.Summary(ctx, room)
 	if err != nil {
 		return Entry{}, err
 	}
-	e := Entry{Room: room, Members: joined}
+	e := Entry{Room: room, Members: summary.Joined}
 	for _, f := range []struct {
 		typ string
 		set func(content []byte)

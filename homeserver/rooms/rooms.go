@@ -476,12 +476,19 @@ func (r *Rooms) Power(ctx context.Context, id matrix.RoomID, user matrix.UserID)
 	return Power{levels: l, Level: l.user(user)}, nil
 }
 
+// Summary is what a room looks like from afar.
+type Summary struct {
+	Joined, Invited int
+	Named           bool // it has a name or an alias of its own
+}
+
 // Summary counts the members of a room.
-func (r *Rooms) Summary(ctx context.Context, id matrix.RoomID) (joined, invited int, err error) {
+func (r *Rooms) Summary(ctx context.Context, id matrix.RoomID) (Summary, error) {
 	rm, err := r.locked(ctx, id)
 	if err != nil {
-		return 0, 0, err
+		return Summary{}, err
 	}
 	defer rm.mu.Unlock()
-	return rm.joined, rm.invited, nil
+	named := rm.contentString("m.room.name", "name") != "" || rm.contentString("m.room.canonical_alias", "alias") != ""
+	return Summary{rm.joined, rm.invited, named}, nil
 }
