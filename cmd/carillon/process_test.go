@@ -398,6 +398,12 @@ func TestStopSendsWaitingClientsHome(t *testing.T) {
 	site := newSite(t, "")
 	srv := start(t, site.base, nil, os.Args[0], "serve", "-c", site.config)
 	token := register(t, site.base, "alice")
+	for _, path := range []string{"/_carillon/v1/health", "/_carillon/v1/openapi.json", "/_matrix/client/v3/account/whoami"} {
+		mustCall(t, http.MethodGet, site.base+path, token, nil, nil) // each goes to the part that knows it
+	}
+	if err := call(t.Context(), http.MethodGet, site.base+"/_carillon/admin/v1/users", token, nil, nil); err == nil || !strings.Contains(err.Error(), "M_FORBIDDEN") {
+		t.Errorf("the operator API for an ordinary user: %v", err)
+	}
 	var first struct {
 		Next string `json:"next_batch"`
 	}

@@ -232,7 +232,8 @@ func (o *ports) shut() (wait func()) {
 	}
 }
 
-// clientHandler gives /_carillon to the enterprise service and the rest to the homeserver.
+// clientHandler gives /_carillon/v1 to the enterprise service and the rest, with the
+// operator API under /_carillon/admin, to the homeserver.
 func (s *stack) clientHandler() http.Handler {
 	hs := s.hs.Handler()
 	if s.as == nil {
@@ -240,7 +241,7 @@ func (s *stack) clientHandler() http.Handler {
 	}
 	as := s.as.Handler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/_carillon/") {
+		if strings.HasPrefix(r.URL.Path, "/_carillon/v1/") {
 			as.ServeHTTP(w, r)
 			return
 		}
