@@ -372,6 +372,9 @@ func (s *Server) Accounts() *accounts.Accounts { return s.accounts }
 // Rooms is the server's rooms, for tests.
 func (s *Server) Rooms() *rooms.Rooms { return s.rooms }
 
+// DB is the server's database, for tests.
+func (s *Server) DB() *sqldb.DB { return s.db }
+
 // Hub is the server's read model, for tests.
 func (s *Server) Hub() *hub.Hub { return s.hub }
 

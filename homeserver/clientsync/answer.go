@@ -47,11 +47,16 @@ func (s *Sync) answer(ctx context.Context, q *request) (body []byte, some bool, 
 	}
 	s.Hub.Snapshot(q.user, since, eph, snap)
 	w.snap, w.to = *snap, snap.Head
+	token := Token{Pos: w.to, Eph: w.eph, ToDevice: w.to}
 	if !q.initial && !q.full && w.quiet() {
+		q.since = token
 		return nil, false, nil
 	}
-	err = w.make()
+	token, err = w.make(token)
 	*snap = w.snap // its slice may have grown
+	if err == nil && !w.some {
+		q.since = token // nothing up to there concerns this client
+	}
 	return w.b, w.some, err
 }
 
@@ -74,14 +79,14 @@ func (w *work) changed(k stream.Kind) bool {
 	return w.q.initial || w.q.since.Pos < w.snap.Start || w.snap.Last[k] > w.q.since.Pos
 }
 
-func (w *work) make() error {
+// make writes the answer and returns its token.
+func (w *work) make(token Token) (Token, error) {
 	w.b = append(buffer(), `{"next_batch":"`...)
 	mark := len(w.b) // the token is put in at the end
-	token := Token{Pos: w.to, Eph: w.eph, ToDevice: w.to}
 	var tail []byte
 	defer w.release()
 	if err := w.gather(); err != nil {
-		return err
+		return token, err
 	}
 	if w.needsDB() {
 		err := w.s.DB.Read(w.ctx, func(tx *sqldb.Tx) error {
@@ -89,12 +94,12 @@ func (w *work) make() error {
 			return w.sections(tx, &tail, &token)
 		})
 		if err != nil {
-			return err
+			return token, err
 		}
 	} else {
 		tail = buffer()
 		if err := w.sections(nil, &tail, &token); err != nil {
-			return err
+			return token, err
 		}
 	}
 	w.b = append(w.b, token.String()...)
@@ -103,7 +108,7 @@ func (w *work) make() error {
 	w.b = append(w.b, tail...)
 	w.b = append(w.b, '}')
 	bodies.Put(&tail)
-	return nil
+	return token, nil
 }
 
 // facts are what other features know of a room. They are asked for before the

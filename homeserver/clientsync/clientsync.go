@@ -160,8 +160,11 @@ func (s *Sync) get(c *httpapi.Call) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if some || q.initial || q.full || q.timeout == 0 {
+		if some || q.initial || q.full {
 			return write(c, body)
+		}
+		if q.timeout == 0 {
+			break
 		}
 		if timer == nil {
 			timer = time.NewTimer(q.timeout)
@@ -176,8 +179,9 @@ func (s *Sync) get(c *httpapi.Call) (any, error) {
 		case <-c.Ctx().Done():
 			return nil, c.Ctx().Err()
 		}
-		return write(c, s.empty(q))
+		break
 	}
+	return write(c, s.empty(q))
 }
 
 // write sends the body in one piece.

@@ -243,3 +243,8 @@ func (u *User) Hears(room id.RoomID, text string) *event.Event {
 	u.SyncUntil(fmt.Sprintf("%q", text), func(*mautrix.RespSync) bool { return find() != nil })
 	return find()
 }
+
+// With registers application services.
+func With(services ...*accounts.ApplicationService) Option {
+	return func(o *homeserver.Options) { o.ApplicationServices = append(o.ApplicationServices, services...) }
+}

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -55,12 +56,18 @@ type DB struct {
 	stopped sync.WaitGroup
 	once    sync.Once
 	unlock  func()
+	count   atomic.Uint64
 }
+
+// Statements is how many statements have been run since the database was
+// opened, those that begin and end transactions included.
+func (db *DB) Statements() uint64 { return db.count.Load() }
 
 type conn struct {
 	c     *sql.Conn
 	stmts map[string]*sql.Stmt
 	d     dialect
+	count *atomic.Uint64
 }
 
 type write struct {
@@ -120,7 +127,7 @@ func (db *DB) connect(ctx context.Context, writer bool) (*conn, error) {
 			return nil, fmt.Errorf("%s: %w", q, err)
 		}
 	}
-	return &conn{c: c, stmts: map[string]*sql.Stmt{}, d: db.dialect}, nil
+	return &conn{c: c, stmts: map[string]*sql.Stmt{}, d: db.dialect, count: &db.count}, nil
 }
 
 // Close waits for the writes under way and closes all connections.
@@ -340,6 +347,7 @@ func (c *conn) exec(q string) error {
 // stmt returns the prepared statement for q. The context is the background's:
 // drivers watch a cancellable one with a goroutine for every statement.
 func (c *conn) stmt(q string) (*sql.Stmt, error) {
+	c.count.Add(1)
 	if s, ok := c.stmts[q]; ok {
 		return s, nil
 	}
