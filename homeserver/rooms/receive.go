@@ -15,6 +15,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/state"
+	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
 const (
@@ -531,7 +532,7 @@ func sameSet(a, b []matrix.EventID) bool {
 }
 
 // fork places an event beside the room's tips: its state is a view, the current
-// state is resolved anew. It returns why the event is rejected or soft-failed.
+// state is resolved anew between the tips. It returns why the event is rejected.
 func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, foreign *foreignState) (error, error) {
 	if rm.last != nil {
 		rm.last.Wait() // views are read from the database: what is on its way must be there
@@ -539,7 +540,13 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 	b.pend, b.noState = &pending{}, true
 	ev := b.ev
 	var before state.View
-	var extra map[int64]*events.Event
+	tips := []matrix.EventID{ev.ID}
+	prev := ev.PrevEvents()
+	for _, t := range rm.tips {
+		if !slices.Contains(prev, t) && len(tips) < maxTips {
+			tips = append(tips, t)
+		}
+	}
 	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		head := r.log.Head()
 		if foreign != nil {
@@ -564,27 +571,68 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 			ev.Flags |= events.FlagSoftFailed
 			return nil
 		}
-		after := before
-		if ev.StateKey != nil {
-			after = before.With(state.Key{Type: ev.Type, StateKey: *ev.StateKey}, selfNID)
-			extra = map[int64]*events.Event{selfNID: ev}
-		}
-		b.sets, err = r.resolve(ctx, tx, rm, []state.View{{Base: head}, after}, extra)
+		b.sets, err = r.between(ctx, tx, rm, head, ev, before, tips[1:])
 		return err
 	})
 	if err != nil || ev.Hidden() {
 		return verdict, err
 	}
-	tips := []matrix.EventID{ev.ID}
-	prev := ev.PrevEvents()
-	for _, t := range rm.tips {
-		if !slices.Contains(prev, t) && len(tips) < maxTips {
-			tips = append(tips, t)
+	rm.tips, rm.depth = tips, max(rm.depth, ev.Depth)
+	return nil, nil
+}
+
+// between resolves the state between a new event and the other tips, and gives
+// what changes of the current state, that at head. It is never nil.
+func (r *Rooms) between(ctx context.Context, tx *sqldb.Tx, rm *room, head stream.Pos, ev *events.Event, before state.View, others []matrix.EventID) ([]resolvedEntry, error) {
+	after, extra := before, map[int64]*events.Event{}
+	if ev.StateKey != nil {
+		after, extra[selfNID] = before.With(keyOf(ev), selfNID), ev
+	}
+	views := []state.View{after}
+	tips, err := r.events.GetMany(tx, others)
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range others {
+		if t := tips[id]; t != nil {
+			v, err := viewAfter(tx, t)
+			if err != nil {
+				return nil, err
+			}
+			views = append(views, v)
 		}
 	}
-	rm.tips, rm.depth = tips, max(rm.depth, ev.Depth)
-	if b.sets == nil {
-		b.sets = []resolvedEntry{} // the room is read again all the same
+	if len(views) > 1 {
+		changes, err := r.resolve(ctx, tx, rm, views, extra)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range changes {
+			after = after.With(c.key, c.nid)
+		}
 	}
-	return nil, nil
+	diff, err := state.Differences(tx, rm.id, []state.View{{Base: head}, after})
+	if err != nil {
+		return nil, err
+	}
+	sets, nids := make([]resolvedEntry, 0, len(diff)), []int64{}
+	for key, list := range diff {
+		e := resolvedEntry{key: key, nid: list[1]}
+		if e.nid == selfNID {
+			e.membership = ev.Membership
+		} else if key.Type == spec.MRoomMember && e.nid != 0 {
+			nids = append(nids, e.nid)
+		}
+		sets = append(sets, e)
+	}
+	members, err := r.events.ByNID(tx, nids)
+	if err != nil {
+		return nil, err
+	}
+	for i := range sets {
+		if m := members[sets[i].nid]; m != nil {
+			sets[i].membership = m.Membership
+		}
+	}
+	return sets, nil
 }

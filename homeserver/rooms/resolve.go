@@ -29,12 +29,9 @@ func (r *Rooms) viewBefore(ctx context.Context, tx *sqldb.Tx, rm *room, ev *even
 		if p == nil {
 			continue
 		}
-		v, err := state.ViewBefore(tx, p.NID, p.Pos)
+		v, err := viewAfter(tx, p)
 		if err != nil {
 			return state.View{}, err
-		}
-		if p.StateKey != nil && !p.Rejected() {
-			v = v.With(state.Key{Type: p.Type, StateKey: *p.StateKey}, p.NID)
 		}
 		views = append(views, v)
 	}
@@ -53,6 +50,15 @@ func (r *Rooms) viewBefore(ctx context.Context, tx *sqldb.Tx, rm *room, ev *even
 		v = v.With(s.key, s.nid)
 	}
 	return v, nil
+}
+
+// viewAfter is the state after an event that has its place here.
+func viewAfter(tx *sqldb.Tx, e *events.Event) (state.View, error) {
+	v, err := state.ViewBefore(tx, e.NID, e.Pos)
+	if err == nil && e.StateKey != nil && !e.Rejected() {
+		v = v.With(keyOf(e), e.NID)
+	}
+	return v, err
 }
 
 // foreignView expresses a state that came from outside by how it differs from
