@@ -269,7 +269,7 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{AllowInsecure: o.InsecurePush, Now: o.Now})
+	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{AllowInsecure: o.InsecurePush, Data: data, Now: o.Now})
 	if err != nil {
 		return err
 	}
@@ -288,17 +288,18 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 
-	// Readers of the log.
-	syn := clientsync.New(clientsync.Parts{
-		DB: db, Hub: s.hub, Events: store, Rooms: r, Data: data, Keys: keys, Receipts: rec, Typing: typ,
-		Presence: pres, Push: notify, Now: o.Now,
-	})
-	eo.Changes = syn.Changes
-	crypto := e2ee.NewService(keys, eo)
 	rel, err := relations.New(ctx, db, l, store, data, o.Now)
 	if err != nil {
 		return err
 	}
+
+	// Readers of the log.
+	syn := clientsync.New(clientsync.Parts{
+		DB: db, Hub: s.hub, Events: store, Rooms: r, Data: data, Keys: keys, Receipts: rec, Typing: typ,
+		Presence: pres, Push: notify, Bundler: rel, Now: o.Now,
+	})
+	eo.Changes = syn.Changes
+	crypto := e2ee.NewService(keys, eo)
 	hist := history.New(history.Parts{
 		DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Data: data, Bundler: rel, Now: o.Now,
 	})

@@ -31,6 +31,8 @@ type work struct {
 	data  map[matrix.RoomID][]accountdata.Entry
 	facts map[matrix.RoomID]*facts
 
+	bundles map[matrix.EventID]json.RawMessage // of the timeline being written
+
 	claimed int // shared encodings that this work makes
 }
 

@@ -15,6 +15,8 @@
 package clientsync
 
 import (
+	"context"
+	"encoding/json"
 	"net/http"
 	"strconv"
 	"strings"
@@ -58,7 +60,13 @@ type Parts struct {
 	Typing   *typing.Typing
 	Presence *presence.Presence
 	Push     *push.Push
+	Bundler  Bundler // may be nil
 	Now      matrix.Now
+}
+
+// Bundler gives the aggregated relations of events, for unsigned.m.relations.
+type Bundler interface {
+	Bundle(ctx context.Context, tx *sqldb.Tx, user matrix.UserID, list []*events.Event) (map[matrix.EventID]json.RawMessage, error)
 }
 
 // Sync answers /sync.

@@ -332,6 +332,12 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 	if t.limited {
 		t.start = t.list[0].Pos - 1
 	}
+	if w.s.Bundler != nil && len(t.list) > 0 {
+		var err error
+		if w.bundles, err = w.s.Bundler.Bundle(w.ctx, tx, w.q.user, t.list); err != nil {
+			return nil, err
+		}
+	}
 	return t, w.s.Events.Complete(tx, t.list)
 }
 
@@ -541,7 +547,7 @@ func (w *work) appendTimeline(b []byte, t *timeline) []byte {
 }
 
 func (w *work) appendEvent(b []byte, e *events.Event) []byte {
-	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now()}
+	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now(), Relations: w.bundles[e.ID]}
 	switch {
 	case w.q.filter.Federation():
 		return append(b, e.JSON...)
