@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/tidwall/gjson"
+
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
@@ -30,7 +32,7 @@ const (
 	qRedactionOf = `SELECT ` + columns + ` FROM events WHERE redacts = $1 AND flags = 0 ORDER BY nid DESC LIMIT 1`
 	qLower       = `UPDATE events_backward SET nid = nid - $1 WHERE id = 1 RETURNING nid`
 	qPromote     = `UPDATE events SET pos = $2, flags = $3, replaces = $4 WHERE nid = $1`
-	qRelated     = `SELECT ` + columns + ` FROM events WHERE rel_to = $1 AND rel_type = $2 AND flags = 0 ORDER BY pos DESC LIMIT $3`
+	qAnnotated   = `SELECT event_id, json FROM events WHERE rel_to = $1 AND rel_to <> '' AND rel_type = 'm.annotation' AND sender = $2 AND type = $3 AND redacted_by = 0`
 	qNearest     = `SELECT ` + columns + ` FROM events WHERE room_id = $1 AND pos <> 0 AND flags IN (0, 8) AND ts >= $2 ORDER BY ts, pos LIMIT 1`
 	qNearestBack = `SELECT ` + columns + ` FROM events WHERE room_id = $1 AND pos <> 0 AND flags IN (0, 8) AND ts <= $2 ORDER BY ts DESC, pos DESC LIMIT 1`
 	qHeads       = `SELECT room_id, max(pos) FROM events WHERE pos > 0 GROUP BY room_id`
@@ -206,9 +208,25 @@ func (s *Store) EventPos(_ context.Context, tx *sqldb.Tx, room matrix.RoomID, id
 	return stream.Pos(pos), err == nil, err
 }
 
-// Related reads the newest events that relate to id by relType.
-func (s *Store) Related(tx *sqldb.Tx, id matrix.EventID, relType string, limit int) ([]*Event, error) {
-	return sqldb.Select(tx, scan, qRelated, string(id), relType, limit)
+// Annotated finds a user's annotation of an event with this type and key, "" if
+// there is none.
+func (s *Store) Annotated(tx *sqldb.Tx, id matrix.EventID, sender matrix.UserID, typ, key string) (matrix.EventID, error) {
+	rows, err := tx.Query(qAnnotated, string(id), string(sender), typ)
+	if err != nil {
+		return "", err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var found matrix.EventID
+		var pdu []byte
+		if err := rows.Scan(&found, &pdu); err != nil {
+			return "", err
+		}
+		if gjson.GetBytes(pdu, `content.m\.relates_to.key`).Str == key {
+			return found, nil
+		}
+	}
+	return "", rows.Err()
 }
 
 // Nearest finds the event closest to ts (ms) at or after it, or at or before it.

@@ -8,10 +8,12 @@ import (
 	"strconv"
 
 	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/tidwall/gjson"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
 
 // Routes are the endpoints that change rooms.
@@ -256,7 +258,38 @@ func (r *Rooms) putSend(c *httpapi.Call) (any, error) {
 		}
 		return r.redactEvent(c, d, q.Redacts)
 	}
+	if err := r.checkRelation(c.Ctx(), d); err != nil {
+		return nil, err
+	}
 	return r.sendDraft(c, d)
+}
+
+// checkRelation refuses relations that clients could not show: a thread on a
+// thread, the same reaction twice.
+// Spec: client-server-api#validation-of-mthread-relationships, #avoiding-duplicate-annotations
+func (r *Rooms) checkRelation(ctx context.Context, d Draft) error {
+	rel := gjson.GetBytes(d.Content, "m\\.relates_to")
+	typ, target := rel.Get("rel_type").Str, matrix.EventID(rel.Get("event_id").Str)
+	if target == "" || typ != "m.thread" && typ != "m.annotation" {
+		return nil
+	}
+	return r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		if typ == "m.thread" {
+			root, err := r.events.Get(tx, target)
+			if err == nil && root != nil && root.RelType != "" {
+				err = matrix.Unknown("a thread cannot begin at an event that relates to another")
+			}
+			return err
+		}
+		again, err := r.events.Annotated(tx, target, d.Sender, d.Type, rel.Get("key").Str)
+		if err == nil && again != "" {
+			var txn matrix.EventID
+			if txn, err = r.events.ByTxn(tx, d.Room, d.Sender, d.Txn); err == nil && txn == "" {
+				err = matrix.NewError(http.StatusBadRequest, "M_DUPLICATE_ANNOTATION", "you have reacted with this already")
+			}
+		}
+		return err
+	})
 }
 
 func (r *Rooms) sendDraft(c *httpapi.Call, d Draft) (any, error) {
