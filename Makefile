@@ -17,7 +17,7 @@ export CGO_ENABLED ?= 0
 export GOFLAGS := -buildvcs=false $(GOFLAGS)
 
 # Packages whose tests open a database run a second time on PostgreSQL.
-DB_TESTS = $$(grep -rlE --include='*_test.go' 'sqldbtest|hstest|CARILLON_TEST_POSTGRES' homeserver appservice bridges cmd test 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,')
+DB_TESTS = $$(grep -rlE --include='*_test.go' 'sqldbtest|hstest|CARILLON_TEST_POSTGRES' homeserver appservice bridges cmd test 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,' | tr '\n' ' ')
 
 .PHONY: help build run test test-sqlite test-postgres race check fmt fuzz bench complement generate clean
 
@@ -39,7 +39,7 @@ test-sqlite: ## the whole suite on SQLite
 	CARILLON_TEST_POSTGRES= $(GO) test -tags $(TAGS) -timeout 10m ./...
 
 test-postgres: ## what uses a database, on a throw-away PostgreSQL
-	test/pg/with-postgres sh -c "$(GO) test -tags $(TAGS) -timeout 10m $(DB_TESTS)"
+	test/pg/with-postgres $(GO) test -tags $(TAGS) -timeout 10m $(DB_TESTS)
 
 race: ## the whole suite with the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -timeout 30m ./...

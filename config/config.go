@@ -92,6 +92,7 @@ type Media struct {
 	MaxUpload    Size   `yaml:"max_upload" default:"100MiB" doc:"Largest file that people may upload."`
 	MaxRemote    Size   `yaml:"max_remote" default:"100MiB" doc:"Largest file that is fetched from another server."`
 	MaxPixels    int    `yaml:"max_pixels" default:"60000000" doc:"Largest picture (width times height) of which thumbnails are made."`
+	OpenDownload bool   `yaml:"open_downloads" doc:"Files uploaded from now on can also be fetched without a log-in, from the endpoints that the specification has retired, for clients that know no others."`
 	DynamicThumb bool   `yaml:"dynamic_thumbnails" default:"true" doc:"Make thumbnails of sizes that clients ask for, not only of the standard ones."`
 }
 

@@ -123,7 +123,7 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		},
 		Media: homeserver.Media{
 			Dir: cfg.MediaDir(), MaxUpload: int64(h.Media.MaxUpload), MaxRemote: int64(h.Media.MaxRemote),
-			MaxPixels: h.Media.MaxPixels, DynamicThumbnails: h.Media.DynamicThumb,
+			MaxPixels: h.Media.MaxPixels, DynamicThumbnails: h.Media.DynamicThumb, OpenDownloads: h.Media.OpenDownload,
 		},
 		TURN: homeserver.TURN{
 			URIs: h.TURN.URIs, SharedSecret: h.TURN.SharedSecret.Value(), Username: h.TURN.Username,
