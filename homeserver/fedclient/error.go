@@ -55,6 +55,10 @@ func (e *Error) Unwrap() []error {
 		if v, ok := e.Extra["room_version"].(string); ok {
 			m = m.With("room_version", v)
 		}
+	} else if e.Status == http.StatusForbidden {
+		m = matrix.Forbidden("%s says: %s", e.Server, e.Msg)
+	} else if e.Status == http.StatusNotFound && e.Code != "M_UNRECOGNIZED" {
+		m = matrix.NotFound("%s says: %s", e.Server, e.Msg)
 	} else if e.Unreachable() {
 		m = matrix.NewError(http.StatusBadGateway, "M_UNKNOWN", "the server %s cannot be reached", e.Server)
 	}

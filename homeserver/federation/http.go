@@ -21,6 +21,8 @@ func (f *Federation) Routes() []httpapi.Route {
 
 		signed(http.MethodGet, v1+"/make_join/{roomId}/{userId}", f.serveMakeJoin),
 		signed(http.MethodPut, v2+"/send_join/{roomId}/{eventId}", f.serveSendJoin),
+		signed(http.MethodPut, v1+"/send_join/{roomId}/{eventId}", asPair(f.serveSendJoin)), // compat: removed in v1.18
+		signed(http.MethodPut, v1+"/send_leave/{roomId}/{eventId}", asPair(f.serveSendLeave)),
 		signed(http.MethodGet, v1+"/make_leave/{roomId}/{userId}", f.serveMakeLeave),
 		signed(http.MethodPut, v2+"/send_leave/{roomId}/{eventId}", f.serveSendLeave),
 		signed(http.MethodGet, v1+"/make_knock/{roomId}/{userId}", f.serveMakeKnock),
@@ -53,6 +55,20 @@ func (f *Federation) Routes() []httpapi.Route {
 		routes = append(routes, download, thumbnail)
 	}
 	return routes
+}
+
+// asPair gives an answer the form that version 1 of some endpoints has: the status and the body in a list.
+func asPair(h httpapi.Handler) httpapi.Handler {
+	return func(c *httpapi.Call) (any, error) {
+		v, err := h(c)
+		if err != nil {
+			return nil, err
+		}
+		if v == nil {
+			v = struct{}{}
+		}
+		return []any{http.StatusOK, v}, nil
+	}
 }
 
 func (f *Federation) serveVersion(*httpapi.Call) (any, error) {

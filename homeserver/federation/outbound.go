@@ -2,6 +2,7 @@ package federation
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -61,25 +62,33 @@ type entry struct {
 	pos     stream.Pos
 	event   matrix.EventID
 	receipt *receipts.Receipt
-	lists   bool // somebody's devices or keys have changed
-	parcel  bool // a to-device message waits
+	lists   bool          // somebody's devices or keys have changed
+	joined  matrix.UserID // who has met servers that may not know their devices
+	parcel  bool          // a to-device message waits
 	servers []matrix.ServerName
 }
 
 // hear is told of each commit, in order, so that an event goes to the servers that were in the room just then.
 func (r *reader) hear(changes []stream.Change) {
 	var fresh []entry
+	var entered matrix.RoomID // just now, through another server, which passes the join on
 	for i := range changes {
 		c := &changes[i]
 		switch c.Kind {
 		case stream.KindEvent:
 			switch e := c.Payload.(type) {
 			case *events.Event:
-				if to := r.destinations(e); len(to) > 0 {
+				passedOn := e.Room == entered
+				entered = ""
+				if to := r.destinations(e); len(to) > 0 && !passedOn {
 					fresh = append(fresh, entry{pos: c.Pos, event: e.ID, servers: to})
+				}
+				if to := r.strangers(e); len(to) > 0 {
+					fresh = append(fresh, entry{pos: c.Pos, joined: e.Sender, servers: to})
 				}
 			case hub.Seeded:
 				r.servers.forget(c.Room)
+				entered = c.Room
 			}
 		case stream.KindReceipt:
 			if x, ok := c.Payload.(*receipts.Receipt); ok && x.Type == receipts.Read && x.User.Server() == r.own {
@@ -126,6 +135,30 @@ func (r *reader) destinations(e *events.Event) []matrix.ServerName {
 		r.servers.apply(e)
 	}
 	return to
+}
+
+// strangers lists the servers that a local user meets by a join, and with whom no other room was shared before: they
+// have not been told of the user's devices.
+//
+// Spec: server-server-api#device-management
+func (r *reader) strangers(e *events.Event) []matrix.ServerName {
+	if e.Membership != "join" || e.Sender.Server() != r.own || e.Pos <= 0 || e.Hidden() ||
+		e.Replaces != 0 && (e.Replaced == nil || e.Replaced.Membership == "join") {
+		return nil
+	}
+	there := r.servers.of(e.Room)
+	if len(there) == 0 {
+		return nil
+	}
+	known := map[matrix.ServerName]bool{}
+	for _, room := range r.servers.hub.RoomsOf(e.Sender) {
+		if room != e.Room {
+			for _, s := range r.servers.of(room) {
+				known[s] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(there), func(s matrix.ServerName) bool { return known[s] })
 }
 
 // withSubject adds the server of somebody who is removed: it has to hear of it, also if the user was only invited.
@@ -241,6 +274,14 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 	lists, parcels := false, false
 	for _, e := range list {
 		lists, parcels = lists || e.lists, parcels || e.parcel
+		if e.joined != "" {
+			more, err := r.introduce(ctx, e)
+			if err != nil {
+				return err
+			}
+			rows = append(rows, more...)
+			continue
+		}
 		for _, s := range e.servers {
 			if e.event != "" {
 				rows = append(rows, row{server: s, event: e.event})
@@ -281,6 +322,44 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 		r.pos = head
 	}
 	return err
+}
+
+// introduce tells servers of the devices of a user whom they meet. One EDU does: it names a predecessor that they
+// cannot have, so that they ask for the whole list.
+func (r *reader) introduce(ctx context.Context, e entry) ([]row, error) {
+	answer, err := r.keys.UserDevices(ctx, e.joined)
+	if err != nil {
+		return nil, fmt.Errorf("reading the devices of %s: %w", e.joined, err)
+	}
+	raw, err := json.Marshal(answer)
+	if err != nil {
+		return nil, fmt.Errorf("encoding devices: %w", err)
+	}
+	var list struct {
+		Stream  int64 `json:"stream_id"`
+		Devices []struct {
+			Device matrix.DeviceID `json:"device_id"`
+			Name   string          `json:"device_display_name"`
+			Keys   json.RawMessage `json:"keys"`
+		} `json:"devices"`
+	}
+	if err := json.Unmarshal(raw, &list); err != nil || len(list.Devices) == 0 {
+		return nil, err
+	}
+	d := list.Devices[len(list.Devices)-1]
+	content := map[string]any{"user_id": e.joined, "device_id": d.Device, "stream_id": list.Stream, "prev_id": []int64{max(list.Stream-1, 0)}}
+	if d.Name != "" {
+		content["device_display_name"] = d.Name
+	}
+	if len(d.Keys) > 0 {
+		content["keys"] = d.Keys
+	}
+	edu := newEDU("m.device_list_update", content)
+	var rows []row
+	for _, s := range e.servers {
+		rows = append(rows, row{server: s, edu: edu})
+	}
+	return rows, nil
 }
 
 // listRows tells the servers that share a room with a user of a change of the user's devices.
@@ -351,7 +430,7 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 	reads := false
 	err := r.db.Read(ctx, func(tx *sqldb.Tx) error {
 		list = nil
-		for _, c := range changes {
+		for i, c := range changes {
 			switch c.Kind {
 			case stream.KindReceipt:
 				reads = true
@@ -360,6 +439,9 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 			case stream.KindToDevice:
 				list = append(list, entry{pos: c.Pos, parcel: c.User.Server() != r.own})
 			case stream.KindEvent:
+				if i > 0 && changes[i-1].Kind == stream.KindEvent && changes[i-1].Room == c.Room && changes[i-1].User == "" {
+					continue // the join by which this server came into the room
+				}
 				evs, err := r.events.Timeline(tx, c.Room, c.Pos-1, c.Pos, 1, true)
 				if err != nil {
 					return err

@@ -35,12 +35,13 @@ func (s *roomServers) of(room matrix.RoomID) []matrix.ServerName {
 
 func (s *roomServers) room(id matrix.RoomID) *remoteMembers {
 	r := s.rooms[id]
-	if r != nil {
+	remote := s.hub.MemberCount(id) - s.hub.LocalCount(id)
+	if r != nil && len(r.users) == remote { // else state resolution has changed a membership without an event
 		return r
 	}
 	r = &remoteMembers{}
 	s.rooms[id] = r
-	if s.hub.MemberCount(id) > s.hub.LocalCount(id) {
+	if remote > 0 {
 		for _, u := range s.hub.Members(id) {
 			if u.Server() != s.own {
 				r.join(u)
