@@ -3,11 +3,13 @@ package rooms
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
+	"github.com/tidwall/gjson"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
@@ -24,6 +26,7 @@ type provider struct {
 	ctx context.Context
 	r   *Rooms
 	rm  *room
+	err *error // of reading the state
 }
 
 func (p provider) get(typ, key string) (gomatrixserverlib.PDU, error) {
@@ -31,7 +34,11 @@ func (p provider) get(typ, key string) (gomatrixserverlib.PDU, error) {
 	if e == nil {
 		return nil, nil
 	}
-	return p.r.pduOf(p.ctx, p.rm, e)
+	pdu, err := p.r.pduOf(p.ctx, p.rm, e)
+	if err != nil {
+		*p.err = err
+	}
+	return pdu, err
 }
 
 // maxKept is how many members' PDUs a room keeps: those who act for others, such
@@ -60,11 +67,13 @@ func (r *Rooms) pduOf(ctx context.Context, rm *room, e *entry) (gomatrixserverli
 	return pdu, nil
 }
 
-func (p provider) Create() (gomatrixserverlib.PDU, error)    { return p.get(spec.MRoomCreate, "") }
+func (p provider) Create() (gomatrixserverlib.PDU, error) { return p.get(spec.MRoomCreate, "") }
 func (p provider) JoinRules() (gomatrixserverlib.PDU, error) { return p.get(spec.MRoomJoinRules, "") }
+
 func (p provider) PowerLevels() (gomatrixserverlib.PDU, error) {
 	return p.get(spec.MRoomPowerLevels, "")
 }
+
 func (p provider) Member(u spec.SenderID) (gomatrixserverlib.PDU, error) {
 	return p.get(spec.MRoomMember, string(u))
 }
@@ -116,7 +125,12 @@ func (r *Rooms) authorise(ctx context.Context, rm *room, ev *events.Event) error
 	if err != nil {
 		return err
 	}
-	return allowed(ev, pdu, provider{ctx, r, rm})
+	var failed error
+	err = allowed(ev, pdu, provider{ctx, r, rm, &failed})
+	if failed != nil {
+		return fmt.Errorf("reading the state that authorises: %w", failed)
+	}
+	return err
 }
 
 // allowed applies the authorisation rules.
@@ -202,10 +216,36 @@ func (r *Rooms) authoriseMessage(ctx context.Context, rm *room, ev *events.Event
 	return nil
 }
 
+// notAllowed words what the rules say against an event. Whatever they cannot
+// make sense of is not allowed either.
 func notAllowed(err error) error {
+	var me *matrix.Error
 	var na *gomatrixserverlib.NotAllowed
-	if errors.As(err, &na) {
+	switch {
+	case errors.As(err, &me):
+		return me
+	case errors.As(err, &na):
 		return matrix.Forbidden("%s", na.Message)
 	}
-	return err
+	return matrix.Forbidden("%s", err)
+}
+
+// checkLevels refuses power levels that give creators a level, as a mistake of
+// the client and not as something forbidden.
+// Spec: rooms/v12#authorization-rules, 9.4
+func (r *Rooms) checkLevels(ctx context.Context, rm *room, d Draft) error {
+	if d.Type != spec.MRoomPowerLevels || d.StateKey == nil || *d.StateKey != "" || !rm.impl.PrivilegedCreators() {
+		return nil
+	}
+	l, err := rm.powerLevels(func(e *entry) (*events.Event, error) { return r.event(ctx, e) })
+	if err != nil {
+		return err
+	}
+	users := gjson.GetBytes(d.Content, "users").Map()
+	for _, u := range l.creators {
+		if _, ok := users[string(u)]; ok {
+			return matrix.InvalidParam("%s is a creator of the room and has no power level", u)
+		}
+	}
+	return nil
 }

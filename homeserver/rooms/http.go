@@ -125,11 +125,33 @@ func (r *Rooms) postJoin(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = r.Join(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via, TS: at, Service: c.Caller.Service})
+	err = r.Join(c.Ctx(), MemberChange{
+		Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via, Extra: further(raw), TS: at, Service: c.Caller.Service,
+	})
 	if err != nil {
 		return nil, err
 	}
 	return map[string]any{"room_id": id}, nil
+}
+
+// further are the fields of a join's body that are not parameters: they go into
+// the member event, as clients have come to expect.
+func further(body json.RawMessage) json.RawMessage {
+	var m map[string]json.RawMessage
+	if json.Unmarshal(body, &m) != nil {
+		return nil
+	}
+	for _, k := range []string{"reason", "third_party_signed", "membership", "join_authorised_via_users_server"} {
+		delete(m, k)
+	}
+	if len(m) == 0 {
+		return nil
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 func (r *Rooms) postKnock(c *httpapi.Call) (any, error) {
@@ -392,7 +414,7 @@ func (r *Rooms) putState(c *httpapi.Call) (any, error) {
 func (r *Rooms) checkState(c *httpapi.Call, id matrix.RoomID, typ string, content json.RawMessage) error {
 	switch typ {
 	case spec.MRoomCreate:
-		return matrix.Forbidden("a room has one create event")
+		return matrix.InvalidParam("a room has one create event")
 	case "m.room.canonical_alias":
 		return r.checkCanonicalAlias(c, id, content)
 	case "m.room.server_acl":

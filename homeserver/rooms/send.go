@@ -130,7 +130,10 @@ func (r *Rooms) build(ctx context.Context, rm *room, d Draft) (*built, error) {
 	if d.TS != 0 {
 		p.Time = time.UnixMilli(d.TS)
 	}
-	var err error
+	err := r.checkLevels(ctx, rm, d)
+	if err != nil {
+		return nil, err
+	}
 	if p.AuthEvents, err = r.authEventIDs(ctx, rm, &p); err != nil {
 		return nil, err
 	}
