@@ -38,7 +38,7 @@ type built struct {
 	prev     *pending // the entry that it replaces, while that is pending
 	prevNID  int64
 	prevEv   *events.Event
-	stripped string // of invitations
+	stripped string // of invitations and knocks
 	placed   *events.Event
 	view     *state.View     // the state before it, where it is not that of its position
 	sets     []resolvedEntry // how the current state changes, where it is not just by the event itself
@@ -172,7 +172,7 @@ func (r *Rooms) remember(ctx context.Context, rm *room, b *built) error {
 			}
 			b.prev, b.prevNID, b.prevEv = old.pend, old.nid, prev
 		}
-		if ev.Type == spec.MRoomMember && ev.Membership == spec.Invite {
+		if ev.Type == spec.MRoomMember && (ev.Membership == spec.Invite || ev.Membership == spec.Knock) {
 			b.stripped = r.stripped(rm, ev)
 		}
 		rm.set(b.key, &entry{id: ev.ID, ev: ev, pend: b.pend, membership: ev.Membership})
@@ -478,7 +478,7 @@ func (r *Rooms) mayRedact(ctx context.Context, rm *room, ev *events.Event, sende
 	return target.Sender.Server() == sender.Server(), nil
 }
 
-// stripped is the room as somebody invited may see it.
+// stripped is the room as somebody invited, or somebody who knocks, may see it.
 // Spec: client-server-api#stripped-state
 func (r *Rooms) stripped(rm *room, invite *events.Event) string {
 	b := []byte{'['}
