@@ -18,6 +18,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -73,7 +74,9 @@ type Bundler interface {
 type Sync struct {
 	Parts
 	shared sharedCache
-	slots  sync.Map // matrix.UserID+device → *slot
+
+	mu      sync.Mutex
+	waiting map[seat][]chan struct{} // syncs under way, the oldest first
 }
 
 // New makes it of its parts.
@@ -81,7 +84,7 @@ func New(p Parts) *Sync {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
-	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}}
+	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}, waiting: map[seat][]chan struct{}{}}
 }
 
 // Routes is GET /sync.
@@ -245,37 +248,35 @@ func (s *Sync) parse(c *httpapi.Call) (*request, error) {
 // maxWaiting is how many waiting syncs a device may have; the oldest is answered.
 const maxWaiting = 10
 
-// slot counts the syncs of one device.
-type slot struct {
-	mu      sync.Mutex
-	waiting []chan struct{}
+// seat names a device.
+type seat struct {
+	user   matrix.UserID
+	device matrix.DeviceID
 }
 
 // enter bounds the waiting syncs of a device.
 func (s *Sync) enter(q *request) (done func(), replaced chan struct{}) {
-	key := string(q.user) + "\x00" + string(q.device)
-	v, ok := s.slots.Load(key)
-	if !ok {
-		v, _ = s.slots.LoadOrStore(key, &slot{})
+	key, replaced := seat{q.user, q.device}, make(chan struct{})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := append(s.waiting[key], replaced)
+	if len(list) > maxWaiting {
+		close(list[0])
+		list = list[1:]
 	}
-	sl, replaced := v.(*slot), make(chan struct{})
-	sl.mu.Lock()
-	sl.waiting = append(sl.waiting, replaced)
-	if len(sl.waiting) > maxWaiting {
-		close(sl.waiting[0])
-		sl.waiting = sl.waiting[1:]
+	s.waiting[key] = list
+	return func() { s.leave(key, replaced) }, replaced
+}
+
+func (s *Sync) leave(key seat, replaced chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := slices.DeleteFunc(s.waiting[key], func(c chan struct{}) bool { return c == replaced })
+	if len(list) == 0 {
+		delete(s.waiting, key)
+		return
 	}
-	sl.mu.Unlock()
-	return func() {
-		sl.mu.Lock()
-		defer sl.mu.Unlock()
-		for i, w := range sl.waiting {
-			if w == replaced {
-				sl.waiting = append(sl.waiting[:i], sl.waiting[i+1:]...)
-				break
-			}
-		}
-	}, replaced
+	s.waiting[key] = list
 }
 
 // bodies are buffers for answers.
