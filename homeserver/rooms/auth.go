@@ -67,7 +67,7 @@ func (r *Rooms) pduOf(ctx context.Context, rm *room, e *entry) (gomatrixserverli
 	return pdu, nil
 }
 
-func (p provider) Create() (gomatrixserverlib.PDU, error) { return p.get(spec.MRoomCreate, "") }
+func (p provider) Create() (gomatrixserverlib.PDU, error)    { return p.get(spec.MRoomCreate, "") }
 func (p provider) JoinRules() (gomatrixserverlib.PDU, error) { return p.get(spec.MRoomJoinRules, "") }
 
 func (p provider) PowerLevels() (gomatrixserverlib.PDU, error) {

@@ -365,10 +365,19 @@ func (r *Rooms) redactEvent(c *httpapi.Call, d Draft, target matrix.EventID) (an
 	if err != nil {
 		return nil, err
 	}
-	if known == nil || known.Room != d.Room {
-		return nil, matrix.NotFound("the event %s is not known in this room", target)
+	if known != nil && known.Room != d.Room {
+		known = nil
 	}
-	if c.Caller.Suspended && known.Sender != d.Sender {
+	if known == nil { // another server may have it, if the sender may redact others' events at all
+		p, err := r.Power(c.Ctx(), d.Room, d.Sender)
+		if err != nil {
+			return nil, err
+		}
+		if !p.MayRedact() {
+			return nil, matrix.NotFound("the event %s is not known in this room", target)
+		}
+	}
+	if c.Caller.Suspended && (known == nil || known.Sender != d.Sender) {
 		return nil, matrix.NewError(http.StatusForbidden, "M_USER_SUSPENDED", "your account is suspended")
 	}
 	var content map[string]any

@@ -35,7 +35,7 @@ func (r *Rooms) candidates(ctx context.Context, c MemberChange) ([]matrix.Server
 		list = append(list, m.Sender.Server())
 	}
 	list = append(list, r.hub.Servers(c.Room)...)
-	if s := c.Room.Server(); s != "" {
+	if s := c.Room.Server(); s != "" && len(list) == 0 { // its name says who made the room, not who is in it
 		list = append(list, s)
 	}
 	var out []matrix.ServerName

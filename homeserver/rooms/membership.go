@@ -41,6 +41,7 @@ func (r *Rooms) memberContent(ctx context.Context, c MemberChange, membership st
 		if err := json.Unmarshal(c.Extra, &m); err != nil {
 			return nil, matrix.BadJSON("the member event's content must be an object")
 		}
+		delete(m, "join_authorised_via_users_server") // who vouches is not the client's to say
 	}
 	m["membership"] = membership
 	if c.Reason != "" {

@@ -112,6 +112,10 @@ func (s *Sight) Sees(user matrix.UserID, e *events.Event) bool {
 	return false
 }
 
+// Membership is the user's membership right after a position, "leave" if he had
+// none.
+func (s *Sight) Membership(pos stream.Pos) string { return at(s.membership, pos, spec.Leave) }
+
 // Everything reports that no event of the room needs to be looked at: the
 // history is open to members and the user is one.
 func (s *Sight) Everything() bool {
