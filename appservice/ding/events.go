@@ -349,6 +349,12 @@ func (d *Dings) recallCommand(ctx context.Context, ev *mxclient.Event, c *conten
 				return "", fmt.Errorf("looking for a DING by its card: %w", err)
 			}
 		}
+		if dingID == "" {
+			var err error
+			if dingID, err = d.ofCard(ctx, ev.Room, event); err != nil {
+				return "", err
+			}
+		}
 	}
 	if dingID == "" && len(c.about()) == 0 {
 		err := d.db.Read(ctx, func(tx *sqldb.Tx) error {
@@ -371,6 +377,27 @@ func (d *Dings) recallCommand(ctx context.Context, ev *mxclient.Event, c *conten
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return fmt.Sprintf(in.Pick("已撤回。撤回前已送达 %d 人，其中 %d 人已确认。", "Recalled. It had reached %d, of whom %d had confirmed."), l.n.WentOut, l.n.Confirmed), nil
+}
+
+// ofCard asks the homeserver for a card that is not known yet: people can be quicker than the outbox's word that it is
+// out.
+func (d *Dings) ofCard(ctx context.Context, room, event string) (dingID string, err error) {
+	ev, err := d.opts.Matrix.Event(ctx, "", id.RoomID(room), id.EventID(event))
+	if mxclient.IsPermanent(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("asking for a card: %w", err)
+	}
+	var c struct {
+		Card struct {
+			Ding string `json:"ding_id"`
+		} `json:"im.carillon.ding.card"`
+	}
+	if ev.Sender != string(d.opts.Matrix.BotID()) || json.Unmarshal(ev.Content, &c) != nil {
+		return "", nil
+	}
+	return c.Card.Ding, nil
 }
 
 func problemText(problem string, in lang.Lang) string {

@@ -296,7 +296,7 @@ func TestAskingTheBotForReaders(t *testing.T) {
 	if members, err := c.JoinedMembers(t.Context(), told.RoomID); err != nil || len(members.Joined) != 2 {
 		t.Errorf("told before %v: %v", members, err)
 	}
-	head.replies(room, msg, "!readers") // the head may ask about others' messages
+	head.replies(room, msg, "!readers")           // the head may ask about others' messages
 	head.told("已读 (2)：", "刘洋", "马骏", "未读 (1)：黄容") // by writing, the head has read it himself
 	c.replies(room, msg, "> <@x:corp.example> 午饭吃什么\n\n！已读")
 	w.eventually("told twice", func() bool { return countTold(w, told.RoomID, "已读 (") == 2 })

@@ -100,6 +100,9 @@ func (p *person) until(what string, ok func() bool) {
 	for deadline := time.Now().Add(patience); !ok(); p.sync(500 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			for _, e := range p.heard {
+				if e.StateKey != nil {
+					continue
+				}
 				p.t().Logf("%s %s %s: %s", e.RoomID, e.Sender, e.Type.Type, body(e))
 			}
 			p.t().Fatalf("%s waits in vain: %s", p.UserID, what)

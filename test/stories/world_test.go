@@ -11,11 +11,13 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -115,14 +117,19 @@ func newWorld(t testing.TB, options ...func(*appservice.Options)) *world {
 	return w
 }
 
+// freeAddr is an address that stays free while a server restarts: outside of the range from which connections get
+// their own.
 func freeAddr(t testing.TB) string {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(20_000+rand.N(10_000)))
+		if err == nil {
+			defer ln.Close()
+			return ln.Addr().String()
+		}
 	}
-	defer ln.Close()
-	return ln.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // background serves a handler and runs a server; the function it returns ends both as SIGTERM does.
