@@ -3,12 +3,14 @@ package clientsync
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"sync"
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/presence"
 	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -32,6 +34,9 @@ type work struct {
 	facts map[matrix.RoomID]*facts
 
 	bundles map[matrix.EventID]json.RawMessage // of the timeline being written
+
+	sight *rooms.Sight    // of the timeline being written; nil: the reader was in the room all the time
+	met   []matrix.UserID // whom the user shares a room with since the token
 
 	claimed int // shared encodings that this work makes
 }
@@ -423,6 +428,7 @@ func (w *work) listChanges(tx *sqldb.Tx, changed, left map[matrix.UserID]bool) e
 			for _, u := range h.Members(r.ID) {
 				if u != q.user {
 					changed[u] = true
+					w.met = append(w.met, u)
 				}
 			}
 			continue
@@ -460,6 +466,7 @@ func (w *work) memberChanges(tx *sqldb.Tx, id matrix.RoomID, changed, left map[m
 		case u == w.q.user:
 		case membership == "join":
 			changed[u] = true
+			w.met = append(w.met, u)
 		case !w.s.Hub.SharesRoom(w.q.user, u):
 			left[u] = true
 		}
@@ -515,12 +522,19 @@ func (w *work) presence(out *[]byte) {
 	since := w.q.since.Eph
 	if w.q.initial {
 		since = 0
-	} else if w.snap.Presence <= since {
-		return
+	}
+	var states []presence.State
+	if w.q.initial || w.snap.Presence > since {
+		states = w.s.Presence.Since(w.q.user, since)
+	}
+	for _, u := range w.met { // whose presence the client has not heard of yet
+		if st, ok := w.s.Presence.Of(u); ok && !slices.ContainsFunc(states, func(o presence.State) bool { return o.User == u }) {
+			states = append(states, st)
+		}
 	}
 	f := w.q.filter.PresenceFilter()
 	var list [][]byte
-	for _, st := range w.s.Presence.Since(w.q.user, since) {
+	for _, st := range states {
 		if f.Match("m.presence", st.User) && !w.q.ignored.Has(st.User) {
 			list = append(list, st.Event(w.s.Now()))
 		}

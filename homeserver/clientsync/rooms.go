@@ -232,7 +232,7 @@ func (w *work) notJoined(tx *sqldb.Tx, out *[3]section) error {
 		case "knock":
 			out[1].stripped(m, "knock_state")
 		case "leave", "ban":
-			if m.Forgotten || q.initial && !q.filter.IncludeLeave() {
+			if q.initial && (m.Forgotten || !q.filter.IncludeLeave()) {
 				continue
 			}
 			if err := w.left(tx, &out[2], m); err != nil {
@@ -302,6 +302,14 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 	limit := f.Limit(defaultLimit, maxLimit)
 	t := &timeline{start: from}
 	at := to
+	w.sight = nil
+	if check {
+		sight, err := w.s.Rooms.Sight(tx, w.q.user, id)
+		if err != nil {
+			return nil, err
+		}
+		w.sight = sight
+	}
 	for len(t.list) <= limit {
 		page, err := w.s.Events.Timeline(tx, id, from, at, limit+1, false)
 		if err != nil {
@@ -311,13 +319,8 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 		if len(page) > 0 {
 			at = page[len(page)-1].Pos - 1
 		}
-		if check {
-			if page, err = w.s.Rooms.VisibleTx(tx, w.q.user, id, page); err != nil {
-				return nil, err
-			}
-		}
 		for _, e := range page {
-			if w.wanted(e) {
+			if (w.sight == nil || w.sight.Sees(w.q.user, e)) && w.wanted(e) {
 				t.list = append(t.list, e)
 			}
 		}
@@ -329,7 +332,11 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 		t.list, t.limited = t.list[:limit], true
 	}
 	slices.Reverse(t.list)
-	if t.limited {
+	if from == 0 && (len(t.list) == 0 || t.list[0].Type != "m.room.create") {
+		t.limited = true // there is more, though this reader may not see it
+		t.start = to
+	}
+	if t.limited && len(t.list) > 0 {
 		t.start = t.list[0].Pos - 1
 	}
 	if w.s.Bundler != nil && len(t.list) > 0 {
@@ -400,6 +407,7 @@ func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) 
 }
 
 func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
+	w.sight, w.bundles = nil, nil
 	limit := w.q.filter.Timeline().Limit(defaultLimit, maxLimit)
 	t := &timeline{start: w.q.since.Pos}
 	members := false
@@ -547,7 +555,10 @@ func (w *work) appendTimeline(b []byte, t *timeline) []byte {
 }
 
 func (w *work) appendEvent(b []byte, e *events.Event) []byte {
-	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now(), Relations: w.bundles[e.ID]}
+	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now(), Relations: w.bundles[e.ID], ReaderMembership: "join"}
+	if w.sight != nil {
+		f.ReaderMembership = w.sight.Membership(e.Pos)
+	}
 	switch {
 	case w.q.filter.Federation():
 		return append(b, e.JSON...)
