@@ -234,7 +234,13 @@ func notAllowed(err error) error {
 // the client and not as something forbidden.
 // Spec: rooms/v12#authorization-rules, 9.4
 func (r *Rooms) checkLevels(ctx context.Context, rm *room, d Draft) error {
-	if d.Type != spec.MRoomPowerLevels || d.StateKey == nil || *d.StateKey != "" || !rm.impl.PrivilegedCreators() {
+	if d.Type != spec.MRoomPowerLevels || d.StateKey == nil || *d.StateKey != "" {
+		return nil
+	}
+	if err := rm.impl.ParsePowerLevels(d.Content, &gomatrixserverlib.PowerLevelContent{}); err != nil {
+		return matrix.BadJSON("the power levels cannot be read: %s", err)
+	}
+	if !rm.impl.PrivilegedCreators() {
 		return nil
 	}
 	l, err := rm.powerLevels(func(e *entry) (*events.Event, error) { return r.event(ctx, e) })
