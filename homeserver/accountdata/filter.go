@@ -45,7 +45,7 @@ type EventFilter struct {
 	IncludeRedundantMembers bool
 	UnreadThreads           bool
 
-	limit             int // 0: not given
+	limit             int // below 0: not given
 	types, notTypes   *patterns
 	senders, notSends set[matrix.UserID]
 	rooms, notRooms   set[matrix.RoomID]
@@ -172,11 +172,12 @@ func (b *builder) events(j *eventFilterJSON) *EventFilter {
 		rooms: b.rooms(j.Rooms), notRooms: b.rooms(j.NotRooms),
 		containsURL: j.URL,
 	}
+	f.limit = -1
 	if j.Limit != nil {
 		if *j.Limit < 0 {
-			b.fail("limit must be greater than 0")
+			b.fail("limit must not be below 0")
 		}
-		f.limit = max(*j.Limit, 1)
+		f.limit = *j.Limit
 	}
 	if f.notTypes != nil && f.notTypes.empty() {
 		f.notTypes = nil

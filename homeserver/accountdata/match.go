@@ -66,7 +66,7 @@ func (f *EventFilter) MatchesNothing() bool {
 
 // Limit is the number of events to return: the filter's, at most most, or def when it has none.
 func (f *EventFilter) Limit(def, most int) int {
-	if f == nil || f.limit == 0 {
+	if f == nil || f.limit < 0 {
 		return def
 	}
 	return min(f.limit, most)

@@ -295,6 +295,18 @@ type timeline struct {
 	after   bool // state is that after the timeline
 }
 
+// cut sets the start of a timeline that does not reach back to where the client
+// was; one without events starts at its end.
+func (t *timeline) cut(to stream.Pos) {
+	switch {
+	case !t.limited:
+	case len(t.list) == 0:
+		t.start = to
+	default:
+		t.start = t.list[0].Pos - 1
+	}
+}
+
 // timeline reads the newest events in (from, to] that the user may and wants to
 // see. check asks for history visibility to be looked at.
 func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, check bool) (*timeline, error) {
@@ -334,11 +346,8 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 	slices.Reverse(t.list)
 	if from == 0 && (len(t.list) == 0 || t.list[0].Type != "m.room.create") {
 		t.limited = true // there is more, though this reader may not see it
-		t.start = to
 	}
-	if t.limited && len(t.list) > 0 {
-		t.start = t.list[0].Pos - 1
-	}
+	t.cut(to)
 	if w.s.Bundler != nil && len(t.list) > 0 {
 		var err error
 		if w.bundles, err = w.s.Bundler.Bundle(w.ctx, tx, w.q.user, t.list); err != nil {
@@ -421,7 +430,7 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 	}
 	if len(t.list) > limit {
 		t.list, t.limited = t.list[len(t.list)-limit:], true
-		t.start = t.list[0].Pos - 1
+		t.cut(w.to)
 	}
 	if tx != nil {
 		if err := w.stateOf(tx, t, r.ID, w.q.since.Pos, w.to, false); err != nil {
