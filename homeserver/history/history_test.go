@@ -19,14 +19,14 @@ import (
 
 func open(t testing.TB, db *sqldb.DB) (*world, *accountdata.Data) {
 	t.Helper()
-	w := newWorld(t, db)
-	data, err := accountdata.New(w.ctx, db, w.log)
+	w := partstest.New(t, db, rooms.Options{})
+	data, err := accountdata.New(w.Ctx, db, w.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := history.New(history.Parts{DB: db, Log: w.log, Events: w.store, Hub: w.hub, Rooms: w.rooms, Data: data})
-	w.api.Add(h.Routes()...)
-	w.run()
+	h := history.New(history.Parts{DB: db, Log: w.Log, Events: w.Events, Hub: w.Hub, Rooms: w.Rooms, Data: data})
+	w.API.Add(h.Routes()...)
+	w.Run()
 	return w, data
 }
 
@@ -49,16 +49,16 @@ func (w *world) path(room matrix.RoomID, rest string) string {
 }
 
 func (w *world) messages(user matrix.UserID, room matrix.RoomID, query string) (p page) {
-	w.t.Helper()
-	if err := json.Unmarshal([]byte(w.want(user, "GET", w.path(room, "messages?"+query), "", 200, "")), &p); err != nil {
-		w.t.Fatal(err)
+	w.T.Helper()
+	if err := json.Unmarshal([]byte(w.Want(user, "GET", w.path(room, "messages?"+query), "", 200, "")), &p); err != nil {
+		w.T.Fatal(err)
 	}
 	return p
 }
 
 // all pages through the whole room.
 func (w *world) all(user matrix.UserID, room matrix.RoomID, dir, query string) (ids []matrix.EventID) {
-	w.t.Helper()
+	w.T.Helper()
 	from := ""
 	for range 1000 {
 		p := w.messages(user, room, "dir="+dir+query+from)
@@ -70,7 +70,7 @@ func (w *world) all(user matrix.UserID, room matrix.RoomID, dir, query string) (
 		}
 		from = "&from=" + p.End
 	}
-	w.t.Fatal("the pages do not end")
+	w.T.Fatal("the pages do not end")
 	return nil
 }
 
@@ -88,14 +88,14 @@ func bodies(list []event) string {
 // events came.
 func TestPages(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
+	room := w.Room(alice, bob)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	sent := map[matrix.EventID]bool{}
 	for i := range 8 {
 		wg.Go(func() {
 			for j := range 20 {
-				id := w.say(room, alice, fmt.Sprint(i, j))
+				id := w.Say(room, alice, fmt.Sprint(i, j))
 				mu.Lock()
 				sent[id] = true
 				mu.Unlock()
@@ -130,12 +130,12 @@ func TestPages(t *testing.T) {
 
 func TestTokens(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	w.say(room, alice, "one")
-	mid := fmt.Sprintf("s%d_1700000000000_5", w.log.Head()) // as /sync gives them
-	w.say(room, alice, "two")
-	end := fmt.Sprintf("s%d_0", w.log.Head())
-	w.say(room, alice, "three")
+	room := w.Room(alice, bob)
+	w.Say(room, alice, "one")
+	mid := fmt.Sprintf("s%d_1700000000000_5", w.Log.Head()) // as /sync gives them
+	w.Say(room, alice, "two")
+	end := fmt.Sprintf("s%d_0", w.Log.Head())
+	w.Say(room, alice, "three")
 	if got := bodies(w.messages(bob, room, "dir=f&from="+mid).Chunk); got != "two three" {
 		t.Errorf("forward from the middle %s", got)
 	}
@@ -166,17 +166,17 @@ func TestTokens(t *testing.T) {
 		{"dir=b&filter=" + url.QueryEscape(`{"types":5}`), "M_BAD_JSON"},
 		{"dir=b&filter=x", "M_NOT_JSON"},
 	} {
-		w.want(bob, "GET", w.path(room, "messages?"+c.query), "", 400, c.code)
+		w.Want(bob, "GET", w.path(room, "messages?"+c.query), "", 400, c.code)
 	}
 }
 
 func TestFilter(t *testing.T) {
 	w, data := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
+	room := w.Room(alice, bob)
 	for i := range 150 {
-		w.send(room, alice, "x.noise", `{}`)
+		w.Send(room, alice, "x.noise", `{}`)
 		if i%50 == 0 {
-			w.say(room, alice, fmt.Sprint("m", i))
+			w.Say(room, alice, fmt.Sprint("m", i))
 		}
 	}
 	only := "&filter=" + url.QueryEscape(`{"types":["m.room.message"],"lazy_load_members":true}`)
@@ -192,7 +192,7 @@ func TestFilter(t *testing.T) {
 		t.Errorf("forward %v", ids)
 	}
 	// Whom the reader ignores is not shown.
-	if err := data.Put(w.ctx, bob, "", "m.ignored_user_list", json.RawMessage(`{"ignored_users":{"@alice:a.example":{}}}`)); err != nil {
+	if err := data.Put(w.Ctx, bob, "", "m.ignored_user_list", json.RawMessage(`{"ignored_users":{"@alice:a.example":{}}}`)); err != nil {
 		t.Fatal(err)
 	}
 	if ids := w.all(bob, room, "b", only); len(ids) != 0 {
@@ -202,48 +202,48 @@ func TestFilter(t *testing.T) {
 
 func TestVisibility(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice)
-	w.say(room, alice, "before")
-	w.join(room, bob)
-	w.say(room, alice, "during")
-	secret := w.set(room, alice, "x.state", "k", `{"v":1}`)
-	if err := w.rooms.Leave(w.ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
+	room := w.Room(alice)
+	w.Say(room, alice, "before")
+	w.Join(room, bob)
+	w.Say(room, alice, "during")
+	secret := w.Set(room, alice, "x.state", "k", `{"v":1}`)
+	if err := w.Rooms.Leave(w.Ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
 		t.Fatal(err)
 	}
-	after := w.say(room, alice, "after")
-	w.set(room, alice, "x.state", "k", `{"v":2}`)
+	after := w.Say(room, alice, "after")
+	w.Set(room, alice, "x.state", "k", `{"v":2}`)
 	if got := bodies(w.messages(bob, room, "dir=b&limit=100").Chunk); got != "during before" {
 		t.Errorf("bob has left and sees %s", got)
 	}
 	if got := bodies(w.messages(bob, room, "dir=f&limit=100").Chunk); got != "before during" {
 		t.Errorf("bob has left and sees %s", got)
 	}
-	w.want(bob, "GET", w.path(room, "event/"+string(after)), "", 404, "M_NOT_FOUND")
-	w.want(bob, "GET", w.path(room, "context/"+string(after)), "", 404, "M_NOT_FOUND")
-	w.want(bob, "GET", w.path(room, "event/"+string(secret)), "", 200, "")
-	if got := w.want(bob, "GET", w.path(room, "state/x.state/k"), "", 200, ""); got != `{"v":1}` {
+	w.Want(bob, "GET", w.path(room, "event/"+string(after)), "", 404, "M_NOT_FOUND")
+	w.Want(bob, "GET", w.path(room, "context/"+string(after)), "", 404, "M_NOT_FOUND")
+	w.Want(bob, "GET", w.path(room, "event/"+string(secret)), "", 200, "")
+	if got := w.Want(bob, "GET", w.path(room, "state/x.state/k"), "", 200, ""); got != `{"v":1}` {
 		t.Errorf("bob has left and sees the state %s", got)
 	}
-	if got := w.want(alice, "GET", w.path(room, "state/x.state/k"), "", 200, ""); got != `{"v":2}` {
+	if got := w.Want(alice, "GET", w.path(room, "state/x.state/k"), "", 200, ""); got != `{"v":2}` {
 		t.Errorf("alice sees the state %s", got)
 	}
-	w.want(bob, "GET", w.path(room, "joined_members"), "", 403, "M_FORBIDDEN")
+	w.Want(bob, "GET", w.path(room, "joined_members"), "", 403, "M_FORBIDDEN")
 	for _, path := range []string{"messages?dir=b", "state", "state/m.room.create/", "members", "context/" + string(after), "joined_members"} {
-		w.want(carol, "GET", w.path(room, path), "", 403, "M_FORBIDDEN")
+		w.Want(carol, "GET", w.path(room, path), "", 403, "M_FORBIDDEN")
 	}
-	w.want(carol, "GET", w.path(room, "event/"+string(after)), "", 404, "M_NOT_FOUND")
-	w.want(carol, "GET", w.path("!nowhere:a.example", "messages?dir=b"), "", 403, "M_FORBIDDEN")
+	w.Want(carol, "GET", w.path(room, "event/"+string(after)), "", 404, "M_NOT_FOUND")
+	w.Want(carol, "GET", w.path("!nowhere:a.example", "messages?dir=b"), "", 403, "M_FORBIDDEN")
 	// Only since joining.
-	w.set(room, alice, "m.room.history_visibility", "", `{"history_visibility":"joined"}`)
-	w.say(room, alice, "closed")
-	w.join(room, carol)
-	w.say(room, alice, "open")
+	w.Set(room, alice, "m.room.history_visibility", "", `{"history_visibility":"joined"}`)
+	w.Say(room, alice, "closed")
+	w.Join(room, carol)
+	w.Say(room, alice, "open")
 	if got := bodies(w.messages(carol, room, "dir=b&limit=100").Chunk); got != "open after during before" {
 		t.Errorf("carol sees %s", got)
 	}
 	// Everybody may look in.
-	w.set(room, alice, "m.room.history_visibility", "", `{"history_visibility":"world_readable"}`)
-	w.say(room, alice, "public")
+	w.Set(room, alice, "m.room.history_visibility", "", `{"history_visibility":"world_readable"}`)
+	w.Say(room, alice, "public")
 	if got := bodies(w.messages("@zoe:a.example", room, "dir=b&limit=100").Chunk); !strings.HasPrefix(got, "public") || strings.Contains(got, "closed") {
 		t.Errorf("zoe sees %s", got)
 	}
@@ -251,10 +251,10 @@ func TestVisibility(t *testing.T) {
 
 func TestContext(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
+	room := w.Room(alice, bob)
 	var ids []matrix.EventID
 	for i := range 9 {
-		ids = append(ids, w.say(room, alice, fmt.Sprint(i)))
+		ids = append(ids, w.Say(room, alice, fmt.Sprint(i)))
 	}
 	var x struct {
 		Start, End    string
@@ -265,7 +265,7 @@ func TestContext(t *testing.T) {
 	get := func(query string) {
 		t.Helper()
 		x.State = nil
-		out := w.want(bob, "GET", w.path(room, "context/"+string(ids[4])+query), "", 200, "")
+		out := w.Want(bob, "GET", w.path(room, "context/"+string(ids[4])+query), "", 200, "")
 		out = strings.NewReplacer(`"events_before"`, `"before"`, `"events_after"`, `"after"`).Replace(out)
 		if err := json.Unmarshal([]byte(out), &x); err != nil {
 			t.Fatal(err)
@@ -299,44 +299,44 @@ func TestContext(t *testing.T) {
 
 func TestState(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	id := w.set(room, alice, "m.room.name", "", `{"name":"Büro"}`)
-	if got := w.want(bob, "GET", w.path(room, "state/m.room.name"), "", 200, ""); got != `{"name":"Büro"}` {
+	room := w.Room(alice, bob)
+	id := w.Set(room, alice, "m.room.name", "", `{"name":"Büro"}`)
+	if got := w.Want(bob, "GET", w.path(room, "state/m.room.name"), "", 200, ""); got != `{"name":"Büro"}` {
 		t.Errorf("content %s", got)
 	}
 	var e event
-	json.Unmarshal([]byte(w.want(bob, "GET", w.path(room, "state/m.room.name/?format=event"), "", 200, "")), &e)
+	json.Unmarshal([]byte(w.Want(bob, "GET", w.path(room, "state/m.room.name/?format=event"), "", 200, "")), &e)
 	if e.ID != id || e.Room != room || *e.StateKey != "" {
 		t.Errorf("event %+v", e)
 	}
-	w.want(bob, "GET", w.path(room, "state/m.room.name/x"), "", 404, "M_NOT_FOUND")
-	w.want(bob, "GET", w.path(room, "state/m.room.name?format=xml"), "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", w.path(room, "state/m.room.name/x"), "", 404, "M_NOT_FOUND")
+	w.Want(bob, "GET", w.path(room, "state/m.room.name?format=xml"), "", 400, "M_INVALID_PARAM")
 	var list []event
-	json.Unmarshal([]byte(w.want(bob, "GET", w.path(room, "state"), "", 200, "")), &list)
+	json.Unmarshal([]byte(w.Want(bob, "GET", w.path(room, "state"), "", 200, "")), &list)
 	if !slices.ContainsFunc(list, func(x event) bool { return x.ID == id }) || len(list) < 7 {
 		t.Errorf("state %+v", list)
 	}
 	var one event
-	json.Unmarshal([]byte(w.want(bob, "GET", w.path(room, "event/"+string(id)), "", 200, "")), &one)
+	json.Unmarshal([]byte(w.Want(bob, "GET", w.path(room, "event/"+string(id)), "", 200, "")), &one)
 	if one.ID != id {
 		t.Errorf("event %+v", one)
 	}
-	w.want(bob, "GET", w.path(room, "event/$nowhere"), "", 404, "M_NOT_FOUND")
+	w.Want(bob, "GET", w.path(room, "event/$nowhere"), "", 404, "M_NOT_FOUND")
 }
 
 func TestMembers(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	early := fmt.Sprintf("s%d_0", w.log.Head())
-	w.join(room, carol)
-	if err := w.rooms.Leave(w.ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
+	room := w.Room(alice, bob)
+	early := fmt.Sprintf("s%d_0", w.Log.Head())
+	w.Join(room, carol)
+	if err := w.Rooms.Leave(w.Ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
 		t.Fatal(err)
 	}
-	now := fmt.Sprintf("s%d_0", w.log.Head())
+	now := fmt.Sprintf("s%d_0", w.Log.Head())
 	get := func(user matrix.UserID, query string) string {
 		t.Helper()
 		var p page
-		json.Unmarshal([]byte(w.want(user, "GET", w.path(room, "members"+query), "", 200, "")), &p)
+		json.Unmarshal([]byte(w.Want(user, "GET", w.path(room, "members"+query), "", 200, "")), &p)
 		var s []string
 		for _, e := range p.Chunk {
 			s = append(s, matrix.UserID(*e.StateKey).Localpart()+"="+e.Content["membership"].(string))
@@ -362,22 +362,22 @@ func TestMembers(t *testing.T) {
 		t.Errorf("bob sees %s", got)
 	}
 	want := `{"joined":{"@alice:a.example":{"display_name":"alice","avatar_url":null},"@carol:a.example":{"display_name":"carol","avatar_url":null}}}`
-	if got := w.want(alice, "GET", w.path(room, "joined_members"), "", 200, ""); got != want {
+	if got := w.Want(alice, "GET", w.path(room, "joined_members"), "", 200, ""); got != want {
 		t.Errorf("joined %s", got)
 	}
-	w.join(room, bob) // drops what was kept
+	w.Join(room, bob) // drops what was kept
 	if got := get(alice, "?membership=join"); got != "alice=join bob=join carol=join" {
 		t.Errorf("after bob's return %s", got)
 	}
-	w.want(alice, "GET", w.path(room, "members?membership=x"), "", 400, "M_INVALID_PARAM")
-	w.want(alice, "GET", w.path(room, "members?at=x"), "", 400, "M_INVALID_PARAM")
+	w.Want(alice, "GET", w.path(room, "members?membership=x"), "", 400, "M_INVALID_PARAM")
+	w.Want(alice, "GET", w.path(room, "members?at=x"), "", 400, "M_INVALID_PARAM")
 }
 
 func TestTimestamp(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
+	room := w.Room(alice, bob)
 	at := func(ts int64, body string) matrix.EventID {
-		id, err := w.rooms.Send(w.ctx, rooms.Draft{Room: room, Sender: alice, Type: "m.room.message", TS: ts, Content: json.RawMessage(`{"body":"` + body + `"}`)})
+		id, err := w.Rooms.Send(w.Ctx, rooms.Draft{Room: room, Sender: alice, Type: "m.room.message", TS: ts, Content: json.RawMessage(`{"body":"` + body + `"}`)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,28 +386,28 @@ func TestTimestamp(t *testing.T) {
 	const far = 5_000_000_000_000
 	one, two := at(far, "one"), at(far+1000, "two")
 	path := "/_matrix/client/v1/rooms/" + string(room) + "/timestamp_to_event?"
-	get := func(query string) string { return w.want(bob, "GET", path+query, "", 200, "") }
+	get := func(query string) string { return w.Want(bob, "GET", path+query, "", 200, "") }
 	if got := get(fmt.Sprintf("dir=f&ts=%d", far+1)); got != fmt.Sprintf(`{"event_id":%q,"origin_server_ts":%d}`, two, far+1000) {
 		t.Errorf("forward %s", got)
 	}
 	if got := get(fmt.Sprintf("dir=b&ts=%d", far+1)); got != fmt.Sprintf(`{"event_id":%q,"origin_server_ts":%d}`, one, far) {
 		t.Errorf("backward %s", got)
 	}
-	w.want(bob, "GET", path+fmt.Sprintf("dir=f&ts=%d", far+5000), "", 404, "M_NOT_FOUND")
-	w.want(bob, "GET", path+"dir=f", "", 400, "M_MISSING_PARAM")
-	w.want(bob, "GET", path+"dir=f&ts=x", "", 400, "M_INVALID_PARAM")
-	w.want(bob, "GET", path+"dir=x&ts=1", "", 400, "M_INVALID_PARAM")
-	w.want(carol, "GET", path+"dir=f&ts=1", "", 403, "M_FORBIDDEN")
+	w.Want(bob, "GET", path+fmt.Sprintf("dir=f&ts=%d", far+5000), "", 404, "M_NOT_FOUND")
+	w.Want(bob, "GET", path+"dir=f", "", 400, "M_MISSING_PARAM")
+	w.Want(bob, "GET", path+"dir=f&ts=x", "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", path+"dir=x&ts=1", "", 400, "M_INVALID_PARAM")
+	w.Want(carol, "GET", path+"dir=f&ts=1", "", 403, "M_FORBIDDEN")
 }
 
 func BenchmarkMessages(b *testing.B) {
 	w, _ := open(b, sqldbtest.Open(b))
-	room := w.room(alice, bob)
+	room := w.Room(alice, bob)
 	for range 500 {
-		w.say(room, alice, "a message of some length, as people write them in a chat")
+		w.Say(room, alice, "a message of some length, as people write them in a chat")
 	}
 	for b.Loop() {
-		w.do(bob, "GET", w.path(room, "messages?dir=b&limit=100"), "")
+		w.Do(bob, "GET", w.path(room, "messages?dir=b&limit=100"), "")
 	}
 	b.ReportMetric(100*float64(b.N)/b.Elapsed().Seconds(), "events/s")
 }

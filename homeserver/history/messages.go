@@ -48,11 +48,11 @@ func (h *History) getMessages(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	q, err := parseQuery(c)
+	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room) // first: who may not look learns nothing else
 	if err != nil {
 		return nil, err
 	}
-	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
+	q, err := parseQuery(c)
 	if err != nil {
 		return nil, err
 	}
