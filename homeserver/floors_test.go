@@ -24,7 +24,7 @@ var floors = []struct {
 	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi"}},
 	{1, []string{"serverkeys", "fedclient"}},
 	{2, []string{"accounts", "devices", "e2ee", "accountdata"}},
-	{3, []string{"events", "state", "hub", "rooms"}},
+	{3, []string{"events", "state", "hub", "rooms", "partstest"}},
 	{4, []string{
 		"history", "profiles", "receipts", "typing", "presence", "push", "relations",
 		"search", "directory", "spaces", "media", "moderation",
@@ -53,6 +53,7 @@ var onlyIn = []struct {
 	{"github.com/schollz/progressbar/v3", []string{"cmd/"}},
 	{module + "config", []string{"cmd/", "homeserver", "appservice"}},
 	{module + "homeserver/hstest", nil},
+	{module + "homeserver/partstest", nil},
 	{module + "homeserver/sqldb/sqldbtest", []string{"homeserver/hstest", "appservice/astest"}},
 	{module + "appservice/astest", nil},
 }

@@ -10,14 +10,23 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/directory"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
 
+const (
+	here  = partstest.Here
+	alice = partstest.Alice
+	bob   = partstest.Bob
+	carol = partstest.Carol
+	admin = partstest.Admin
+)
+
 type fixture struct {
-	*world
+	*partstest.World
 	d *directory.Directory
 	p *profiles.Profiles
 }
@@ -40,7 +49,7 @@ func open(t testing.TB, o directory.Options) *fixture {
 	t.Helper()
 	db := sqldbtest.Open(t)
 	f := &fixture{}
-	f.world = newWorld(t, db, rooms.Options{
+	f.World = partstest.New(t, db, rooms.Options{
 		Profile: func(_ context.Context, u matrix.UserID) (string, string, error) {
 			return f.p.Name(u).DisplayName, "", nil
 		},
@@ -52,16 +61,17 @@ func open(t testing.TB, o directory.Options) *fixture {
 			return f.d.Resolve(ctx, a)
 		},
 	})
+	acc := f.Accounts()
 	var err error
-	if f.p, err = profiles.New(f.ctx, db, f.acc, f.rooms, profiles.Options{Server: here}); err != nil {
+	if f.p, err = profiles.New(f.Ctx, db, acc, f.Rooms, profiles.Options{Server: here}); err != nil {
 		t.Fatal(err)
 	}
 	o.Server = here
-	if f.d, err = directory.New(f.ctx, db, f.acc, f.p, f.rooms, f.hub, o); err != nil {
+	if f.d, err = directory.New(f.Ctx, db, acc, f.p, f.Rooms, f.Hub, o); err != nil {
 		t.Fatal(err)
 	}
-	f.api.Add(f.d.Routes()...)
-	f.run()
+	f.API.Add(f.d.Routes()...)
+	f.Run()
 	return f
 }
 
@@ -71,28 +81,28 @@ func alias(a string) string { return v3 + "directory/room/" + url.PathEscape(a) 
 
 func TestAliases(t *testing.T) {
 	f := open(t, directory.Options{Remote: &far{}})
-	room := f.room(alice, bob)
+	room := f.Room(alice, bob)
 	body := fmt.Sprintf(`{"room_id":%q}`, room)
-	f.want(alice, "PUT", alias("#one:a.example"), body, 200, "")
-	f.want(bob, "PUT", alias("#two:a.example"), body, 200, "")
-	f.want(bob, "PUT", alias("#one:a.example"), body, 409, "M_UNKNOWN")
-	if got := f.want("", "GET", alias("#one:a.example"), "", 200, ""); got != fmt.Sprintf(`{"room_id":%q,"servers":["a.example"]}`, room) {
+	f.Want(alice, "PUT", alias("#one:a.example"), body, 200, "")
+	f.Want(bob, "PUT", alias("#two:a.example"), body, 200, "")
+	f.Want(bob, "PUT", alias("#one:a.example"), body, 409, "M_UNKNOWN")
+	if got := f.Want("", "GET", alias("#one:a.example"), "", 200, ""); got != fmt.Sprintf(`{"room_id":%q,"servers":["a.example"]}`, room) {
 		t.Errorf("resolved %s", got)
 	}
-	if got := f.want("", "GET", alias("#there:b.example"), "", 200, ""); got != `{"room_id":"!there","servers":["b.example"]}` {
+	if got := f.Want("", "GET", alias("#there:b.example"), "", 200, ""); got != `{"room_id":"!there","servers":["b.example"]}` {
 		t.Errorf("resolved %s", got)
 	}
 	aliases := v3 + "rooms/" + string(room) + "/aliases"
-	if got := f.want(bob, "GET", aliases, "", 200, ""); got != `{"aliases":["#one:a.example","#two:a.example"]}` {
+	if got := f.Want(bob, "GET", aliases, "", 200, ""); got != `{"aliases":["#one:a.example","#two:a.example"]}` {
 		t.Errorf("aliases %s", got)
 	}
-	f.want(carol, "GET", aliases, "", 403, "M_FORBIDDEN")
-	f.set(room, alice, "m.room.canonical_alias", "", `{"alias":"#one:a.example","alt_aliases":["#two:a.example"]}`)
-	f.want(bob, "DELETE", alias("#one:a.example"), "", 403, "M_FORBIDDEN")
-	f.want(bob, "DELETE", alias("#two:a.example"), "", 200, "") // his own
-	f.want(alice, "DELETE", alias("#one:a.example"), "", 200, "")
-	f.want(alice, "DELETE", alias("#one:a.example"), "", 404, "M_NOT_FOUND")
-	if e, _ := f.rooms.State(f.ctx, room, "m.room.canonical_alias", ""); e.ContentString("alias") != "" {
+	f.Want(carol, "GET", aliases, "", 403, "M_FORBIDDEN")
+	f.Set(room, alice, "m.room.canonical_alias", "", `{"alias":"#one:a.example","alt_aliases":["#two:a.example"]}`)
+	f.Want(bob, "DELETE", alias("#one:a.example"), "", 403, "M_FORBIDDEN")
+	f.Want(bob, "DELETE", alias("#two:a.example"), "", 200, "") // his own
+	f.Want(alice, "DELETE", alias("#one:a.example"), "", 200, "")
+	f.Want(alice, "DELETE", alias("#one:a.example"), "", 404, "M_NOT_FOUND")
+	if e, _ := f.Rooms.State(f.Ctx, room, "m.room.canonical_alias", ""); e.ContentString("alias") != "" {
 		t.Errorf("canonical alias %s", e.Content())
 	}
 	for _, c := range []struct {
@@ -112,24 +122,24 @@ func TestAliases(t *testing.T) {
 		{admin, "PUT", alias("#x:a.example"), `{"room_id":"!none"}`, 404, "M_NOT_FOUND"},
 		{"", "PUT", alias("#x:a.example"), body, 401, "M_MISSING_TOKEN"},
 	} {
-		f.want(c.user, c.method, c.path, c.body, c.status, c.code)
+		f.Want(c.user, c.method, c.path, c.body, c.status, c.code)
 	}
 }
 
 // A room is created with its alias in one commit; a taken alias takes no room.
 func TestCreate(t *testing.T) {
 	f := open(t, directory.Options{})
-	room, err := f.rooms.Create(f.ctx, alice, rooms.CreateRequest{AliasName: "hall", Visibility: "public", Name: "Hall"}, 0)
+	room, err := f.Rooms.Create(f.Ctx, alice, rooms.CreateRequest{AliasName: "hall", Visibility: "public", Name: "Hall"}, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, _, err := f.d.Resolve(f.ctx, "#hall:a.example"); got != room || err != nil {
+	if got, _, err := f.d.Resolve(f.Ctx, "#hall:a.example"); got != room || err != nil {
 		t.Errorf("resolved %s %v", got, err)
 	}
-	if on, _ := f.d.Published(f.ctx, room); !on {
+	if on, _ := f.d.Published(f.Ctx, room); !on {
 		t.Error("not published")
 	}
-	if _, err := f.rooms.Create(f.ctx, alice, rooms.CreateRequest{AliasName: "hall"}, 0); !matrix.IsCode(err, "M_ROOM_IN_USE") {
+	if _, err := f.Rooms.Create(f.Ctx, alice, rooms.CreateRequest{AliasName: "hall"}, 0); !matrix.IsCode(err, "M_ROOM_IN_USE") {
 		t.Errorf("taken alias: %v", err)
 	}
 }
@@ -137,28 +147,28 @@ func TestCreate(t *testing.T) {
 func TestPublicRooms(t *testing.T) {
 	remote := &far{}
 	f := open(t, directory.Options{Remote: remote})
-	small, large, space := f.room(alice), f.room(alice, bob, carol), matrix.RoomID("")
+	small, large, space := f.Room(alice), f.Room(alice, bob, carol), matrix.RoomID("")
 	var err error
-	if space, err = f.rooms.Create(f.ctx, bob, rooms.CreateRequest{Preset: "public_chat", Name: "Space", CreationContent: json.RawMessage(`{"type":"m.space"}`)}, 0); err != nil {
+	if space, err = f.Rooms.Create(f.Ctx, bob, rooms.CreateRequest{Preset: "public_chat", Name: "Space", CreationContent: json.RawMessage(`{"type":"m.space"}`)}, 0); err != nil {
 		t.Fatal(err)
 	}
-	f.set(small, alice, "m.room.name", "", `{"name":"北京办事处"}`)
-	f.set(large, alice, "m.room.topic", "", `{"topic":"old","m.topic":{"m.text":[{"mimetype":"text/html","body":"<b>x</b>"},{"body":"Everything"}]}}`)
-	f.set(large, alice, "m.room.history_visibility", "", `{"history_visibility":"world_readable"}`)
+	f.Set(small, alice, "m.room.name", "", `{"name":"北京办事处"}`)
+	f.Set(large, alice, "m.room.topic", "", `{"topic":"old","m.topic":{"m.text":[{"mimetype":"text/html","body":"<b>x</b>"},{"body":"Everything"}]}}`)
+	f.Set(large, alice, "m.room.history_visibility", "", `{"history_visibility":"world_readable"}`)
 	list := func(room matrix.RoomID) string { return v3 + "directory/list/room/" + string(room) }
-	f.want(alice, "PUT", list(small), `{"visibility":"public"}`, 200, "")
-	f.want(alice, "PUT", list(large), `{}`, 200, "")
-	f.want(bob, "PUT", list(space), `{"visibility":"public"}`, 200, "")
-	f.want(bob, "PUT", list(large), `{"visibility":"private"}`, 403, "M_FORBIDDEN")
-	f.want(alice, "PUT", list(large), `{"visibility":"secret"}`, 400, "M_INVALID_PARAM")
-	f.want(alice, "PUT", list("!none"), `{}`, 404, "M_NOT_FOUND")
-	f.want("", "GET", list("!none"), ``, 404, "M_NOT_FOUND")
-	if got := f.want("", "GET", list(large), ``, 200, ""); got != `{"visibility":"public"}` {
+	f.Want(alice, "PUT", list(small), `{"visibility":"public"}`, 200, "")
+	f.Want(alice, "PUT", list(large), `{}`, 200, "")
+	f.Want(bob, "PUT", list(space), `{"visibility":"public"}`, 200, "")
+	f.Want(bob, "PUT", list(large), `{"visibility":"private"}`, 403, "M_FORBIDDEN")
+	f.Want(alice, "PUT", list(large), `{"visibility":"secret"}`, 400, "M_INVALID_PARAM")
+	f.Want(alice, "PUT", list("!none"), `{}`, 404, "M_NOT_FOUND")
+	f.Want("", "GET", list("!none"), ``, 404, "M_NOT_FOUND")
+	if got := f.Want("", "GET", list(large), ``, 200, ""); got != `{"visibility":"public"}` {
 		t.Errorf("visibility %s", got)
 	}
 	get := func(user matrix.UserID, method, query, body string) (l directory.List) {
 		t.Helper()
-		json.Unmarshal([]byte(f.want(user, method, v3+"publicRooms"+query, body, 200, "")), &l)
+		json.Unmarshal([]byte(f.Want(user, method, v3+"publicRooms"+query, body, 200, "")), &l)
 		return l
 	}
 	ids := func(l directory.List) string {
@@ -193,16 +203,16 @@ func TestPublicRooms(t *testing.T) {
 			t.Errorf("%s: %s, want %s", body, got, want)
 		}
 	}
-	f.want(bob, "GET", v3+"publicRooms?since=x", "", 400, "M_INVALID_PARAM")
-	f.want(bob, "POST", v3+"publicRooms", `{"limit":-1}`, 400, "M_INVALID_PARAM")
-	f.want(bob, "POST", v3+"publicRooms", `{"limit":"x"}`, 400, "M_BAD_JSON")
-	f.want("", "GET", v3+"publicRooms?server=b.example", "", 401, "M_MISSING_TOKEN")
-	f.want(bob, "POST", v3+"publicRooms?server=b.example", `{"limit":5,"filter":{"generic_search_term":"x"}}`, 200, "")
+	f.Want(bob, "GET", v3+"publicRooms?since=x", "", 400, "M_INVALID_PARAM")
+	f.Want(bob, "POST", v3+"publicRooms", `{"limit":-1}`, 400, "M_INVALID_PARAM")
+	f.Want(bob, "POST", v3+"publicRooms", `{"limit":"x"}`, 400, "M_BAD_JSON")
+	f.Want("", "GET", v3+"publicRooms?server=b.example", "", 401, "M_MISSING_TOKEN")
+	f.Want(bob, "POST", v3+"publicRooms?server=b.example", `{"limit":5,"filter":{"generic_search_term":"x"}}`, 200, "")
 	if remote.query != `{"filter":{"generic_search_term":"x"},"limit":5}` {
 		t.Errorf("asked %s", remote.query)
 	}
-	f.want(bob, "GET", v3+"publicRooms?server=b..!", "", 400, "M_INVALID_PARAM")
-	f.want(alice, "PUT", list(large), `{"visibility":"private"}`, 200, "")
+	f.Want(bob, "GET", v3+"publicRooms?server=b..!", "", 400, "M_INVALID_PARAM")
+	f.Want(alice, "PUT", list(large), `{"visibility":"private"}`, 200, "")
 	if got := get("", "GET", "", ""); len(got.Chunk) != 2 {
 		t.Errorf("after hiding %+v", got)
 	}
@@ -212,18 +222,18 @@ func TestSearch(t *testing.T) {
 	for _, all := range []bool{true, false} {
 		f := open(t, directory.Options{AllUsers: all})
 		for u, name := range map[matrix.UserID]string{alice: "张伟", bob: "Bob Weaver", carol: "李张丽"} {
-			if err := f.p.Set(f.ctx, u, "displayname", json.RawMessage(fmt.Sprintf("%q", name))); err != nil {
+			if err := f.p.Set(f.Ctx, u, "displayname", json.RawMessage(fmt.Sprintf("%q", name))); err != nil {
 				t.Fatal(err)
 			}
 		}
-		f.room(admin, alice)
+		f.Room(admin, alice)
 		find := func(user matrix.UserID, body string) string {
 			t.Helper()
 			var r struct {
 				Results []directory.Found
 				Limited bool
 			}
-			json.Unmarshal([]byte(f.want(user, "POST", v3+"user_directory/search", body, 200, "")), &r)
+			json.Unmarshal([]byte(f.Want(user, "POST", v3+"user_directory/search", body, 200, "")), &r)
 			var s []string
 			for _, x := range r.Results {
 				s = append(s, x.User.Localpart())
@@ -261,9 +271,9 @@ func TestSearch(t *testing.T) {
 			}
 		}
 		path := v3 + "user_directory/search"
-		f.want(admin, "POST", path, `{}`, 400, "M_MISSING_PARAM")
-		f.want(admin, "POST", path, `{"search_term":5}`, 400, "M_BAD_JSON")
-		f.want(admin, "POST", path, `{"search_term":"x","limit":0}`, 400, "M_INVALID_PARAM")
-		f.want("", "POST", path, `{"search_term":"x"}`, 401, "M_MISSING_TOKEN")
+		f.Want(admin, "POST", path, `{}`, 400, "M_MISSING_PARAM")
+		f.Want(admin, "POST", path, `{"search_term":5}`, 400, "M_BAD_JSON")
+		f.Want(admin, "POST", path, `{"search_term":"x","limit":0}`, 400, "M_INVALID_PARAM")
+		f.Want("", "POST", path, `{"search_term":"x"}`, 401, "M_MISSING_TOKEN")
 	}
 }

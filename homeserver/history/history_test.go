@@ -12,14 +12,24 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/history"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
 
+const (
+	alice = partstest.Alice
+	bob   = partstest.Bob
+	carol = partstest.Carol
+)
+
+// world reads the history.
+type world struct{ *partstest.World }
+
 func open(t testing.TB, db *sqldb.DB) (*world, *accountdata.Data) {
 	t.Helper()
-	w := partstest.New(t, db, rooms.Options{})
+	w := &world{partstest.New(t, db, rooms.Options{})}
 	data, err := accountdata.New(w.Ctx, db, w.Log)
 	if err != nil {
 		t.Fatal(err)

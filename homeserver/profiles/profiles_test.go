@@ -7,10 +7,18 @@ import (
 	"testing"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+)
+
+const (
+	here  = partstest.Here
+	alice = partstest.Alice
+	bob   = partstest.Bob
+	admin = partstest.Admin
 )
 
 // far is another server with one user.
@@ -27,23 +35,26 @@ func (f *far) Profile(_ context.Context, user matrix.UserID, field string) (map[
 	return nil, matrix.NotFound("no such field")
 }
 
+// world reads what the members of a room are called.
+type world struct{ *partstest.World }
+
 func open(t testing.TB, db *sqldb.DB, o profiles.Options, run bool) (*world, *profiles.Profiles) {
 	t.Helper()
 	var p *profiles.Profiles
-	w := newWorld(t, db, rooms.Options{Profile: func(_ context.Context, u matrix.UserID) (string, string, error) {
+	w := &world{partstest.New(t, db, rooms.Options{Profile: func(_ context.Context, u matrix.UserID) (string, string, error) {
 		n := p.Name(u)
 		return n.DisplayName, n.AvatarURL, nil
-	}})
+	}})}
 	o.Server = here
 	var err error
-	if p, err = profiles.New(w.ctx, db, w.acc, w.rooms, o); err != nil {
+	if p, err = profiles.New(w.Ctx, db, w.Accounts(), w.Rooms, o); err != nil {
 		t.Fatal(err)
 	}
-	w.api.Add(p.Routes()...)
+	w.API.Add(p.Routes()...)
 	if run {
-		w.run(p.Run)
+		w.Run(p.Run)
 	} else {
-		w.run()
+		w.Run()
 	}
 	return w, p
 }
@@ -55,35 +66,35 @@ func field(u matrix.UserID, f string) string { return base + string(u) + "/" + f
 func TestProfile(t *testing.T) {
 	db := sqldbtest.Open(t)
 	w, _ := open(t, db, profiles.Options{}, true)
-	if got := w.want("", "GET", base+string(alice), "", 200, ""); got != `{}` {
+	if got := w.Want("", "GET", base+string(alice), "", 200, ""); got != `{}` {
 		t.Errorf("empty profile %s", got)
 	}
-	w.want(alice, "PUT", field(alice, "displayname"), `{"displayname":"爱丽丝"}`, 200, "")
-	w.want(alice, "PUT", field(alice, "avatar_url"), `{"avatar_url":"mxc://a.example/abc"}`, 200, "")
-	w.want(alice, "PUT", field(alice, "m.tz"), `{"m.tz":"Asia/Shanghai"}`, 200, "")
-	w.want(alice, "PUT", field(alice, "org.example.desk"), `{"org.example.desk":{"floor": 3}}`, 200, "")
-	w.want(alice, "PUT", field(alice, "org.example.null"), `{"org.example.null":null}`, 200, "")
+	w.Want(alice, "PUT", field(alice, "displayname"), `{"displayname":"爱丽丝"}`, 200, "")
+	w.Want(alice, "PUT", field(alice, "avatar_url"), `{"avatar_url":"mxc://a.example/abc"}`, 200, "")
+	w.Want(alice, "PUT", field(alice, "m.tz"), `{"m.tz":"Asia/Shanghai"}`, 200, "")
+	w.Want(alice, "PUT", field(alice, "org.example.desk"), `{"org.example.desk":{"floor": 3}}`, 200, "")
+	w.Want(alice, "PUT", field(alice, "org.example.null"), `{"org.example.null":null}`, 200, "")
 	want := `{"avatar_url":"mxc://a.example/abc","displayname":"爱丽丝","m.tz":"Asia/Shanghai","org.example.desk":{"floor":3},"org.example.null":null}`
-	if got := w.want("", "GET", base+string(alice), "", 200, ""); got != want {
+	if got := w.Want("", "GET", base+string(alice), "", 200, ""); got != want {
 		t.Errorf("profile %s", got)
 	}
-	if got := w.want(bob, "GET", field(alice, "org.example.desk"), "", 200, ""); got != `{"org.example.desk":{"floor":3}}` {
+	if got := w.Want(bob, "GET", field(alice, "org.example.desk"), "", 200, ""); got != `{"org.example.desk":{"floor":3}}` {
 		t.Errorf("field %s", got)
 	}
-	w.want(alice, "DELETE", field(alice, "org.example.desk"), "", 200, "")
-	w.want(alice, "DELETE", field(alice, "org.example.desk"), "", 200, "")
-	w.want(alice, "GET", field(alice, "org.example.desk"), "", 404, "M_NOT_FOUND")
-	w.stop()
+	w.Want(alice, "DELETE", field(alice, "org.example.desk"), "", 200, "")
+	w.Want(alice, "DELETE", field(alice, "org.example.desk"), "", 200, "")
+	w.Want(alice, "GET", field(alice, "org.example.desk"), "", 404, "M_NOT_FOUND")
+	w.Stop()
 	w, p := open(t, db, profiles.Options{}, true)
 	if n := p.Name(alice); n.DisplayName != "爱丽丝" || n.AvatarURL != "mxc://a.example/abc" {
 		t.Errorf("after a restart %+v", n)
 	}
-	w.want(alice, "PUT", field(alice, "displayname"), `{"displayname":""}`, 200, "")
-	w.want(alice, "GET", field(alice, "displayname"), "", 404, "M_NOT_FOUND")
-	if err := p.Delete(w.ctx, alice); err != nil {
+	w.Want(alice, "PUT", field(alice, "displayname"), `{"displayname":""}`, 200, "")
+	w.Want(alice, "GET", field(alice, "displayname"), "", 404, "M_NOT_FOUND")
+	if err := p.Delete(w.Ctx, alice); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.want("", "GET", base+string(alice), "", 200, ""); got != `{}` {
+	if got := w.Want("", "GET", base+string(alice), "", 200, ""); got != `{}` {
 		t.Errorf("deleted profile %s", got)
 	}
 }
@@ -91,7 +102,7 @@ func TestProfile(t *testing.T) {
 func TestErrors(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t), profiles.Options{}, true)
 	big := strings.Repeat("x", 40<<10)
-	w.want(alice, "PUT", field(alice, "org.example.a"), `{"org.example.a":"`+big+`"}`, 200, "")
+	w.Want(alice, "PUT", field(alice, "org.example.a"), `{"org.example.a":"`+big+`"}`, 200, "")
 	long := "a." + strings.Repeat("b", 255)
 	for _, c := range []struct {
 		user               matrix.UserID
@@ -117,16 +128,16 @@ func TestErrors(t *testing.T) {
 		{bob, "GET", base + "nobody", ``, 400, "M_INVALID_PARAM"},
 		{bob, "GET", field(alice, "nodots"), ``, 400, "M_INVALID_PARAM"},
 	} {
-		w.want(c.user, c.method, c.path, c.body, c.status, c.code)
+		w.Want(c.user, c.method, c.path, c.body, c.status, c.code)
 	}
-	w.want(admin, "PUT", field(alice, "displayname"), `{"displayname":"by the office"}`, 200, "")
+	w.Want(admin, "PUT", field(alice, "displayname"), `{"displayname":"by the office"}`, 200, "")
 }
 
 func (w *world) name(room matrix.RoomID, u matrix.UserID) string {
-	w.t.Helper()
-	e, err := w.rooms.State(w.ctx, room, "m.room.member", string(u))
+	w.T.Helper()
+	e, err := w.Rooms.State(w.Ctx, room, "m.room.member", string(u))
 	if err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	return e.ContentString("displayname") + e.ContentString("avatar_url")
 }
@@ -137,30 +148,30 @@ func TestSpread(t *testing.T) {
 	w, _ := open(t, db, profiles.Options{}, true)
 	var list []matrix.RoomID
 	for range 5 {
-		list = append(list, w.room(alice, bob))
+		list = append(list, w.Room(alice, bob))
 	}
-	w.want(bob, "PUT", field(bob, "displayname"), `{"displayname":"Robert"}`, 200, "")
+	w.Want(bob, "PUT", field(bob, "displayname"), `{"displayname":"Robert"}`, 200, "")
 	for _, room := range list {
-		eventually(t, "the name in "+string(room), func() bool { return w.name(room, bob) == "Robert" })
+		partstest.Eventually(t, "the name in "+string(room), func() bool { return w.name(room, bob) == "Robert" })
 	}
-	w.stop()
+	w.Stop()
 	w, _ = open(t, db, profiles.Options{}, false) // nobody spreads
-	w.want(bob, "PUT", field(bob, "avatar_url"), `{"avatar_url":"mxc://a.example/b"}`, 200, "")
+	w.Want(bob, "PUT", field(bob, "avatar_url"), `{"avatar_url":"mxc://a.example/b"}`, 200, "")
 	if got := w.name(list[0], bob); got != "Robert" {
 		t.Errorf("bob is %s already", got)
 	}
-	w.stop()
+	w.Stop()
 	w, _ = open(t, db, profiles.Options{}, true)
 	for _, room := range list {
-		eventually(t, "the picture in "+string(room), func() bool { return w.name(room, bob) == "Robertmxc://a.example/b" })
+		partstest.Eventually(t, "the picture in "+string(room), func() bool { return w.name(room, bob) == "Robertmxc://a.example/b" })
 	}
 	var n int64
-	eventually(t, "the end of the work", func() bool {
+	partstest.Eventually(t, "the end of the work", func() bool {
 		db.Read(t.Context(), func(tx *sqldb.Tx) error { return tx.QueryRow(`SELECT count(*) FROM profile_spreads`).Scan(&n) })
 		return n == 0
 	})
 	// A new room has the name from the beginning.
-	if got := w.name(w.room(bob), bob); got != "Robertmxc://a.example/b" {
+	if got := w.name(w.Room(bob), bob); got != "Robertmxc://a.example/b" {
 		t.Errorf("in a new room bob is %s", got)
 	}
 }
@@ -168,17 +179,17 @@ func TestSpread(t *testing.T) {
 func TestOptions(t *testing.T) {
 	f := &far{}
 	w, _ := open(t, sqldbtest.Open(t), profiles.Options{Remote: f, RequireAuth: true, FixedNames: true}, true)
-	w.want("", "GET", base+string(alice), "", 401, "M_MISSING_TOKEN")
-	w.want(alice, "PUT", field(alice, "displayname"), `{"displayname":"x"}`, 403, "M_FORBIDDEN")
-	w.want(alice, "PUT", field(alice, "org.example.x"), `{"org.example.x":1}`, 200, "")
+	w.Want("", "GET", base+string(alice), "", 401, "M_MISSING_TOKEN")
+	w.Want(alice, "PUT", field(alice, "displayname"), `{"displayname":"x"}`, 403, "M_FORBIDDEN")
+	w.Want(alice, "PUT", field(alice, "org.example.x"), `{"org.example.x":1}`, 200, "")
 	for range 2 {
-		if got := w.want(alice, "GET", base+"@zoe:b.example", "", 200, ""); got != `{"displayname":"Zoe"}` {
+		if got := w.Want(alice, "GET", base+"@zoe:b.example", "", 200, ""); got != `{"displayname":"Zoe"}` {
 			t.Errorf("zoe is %s", got)
 		}
 	}
 	if f.asked != 1 {
 		t.Errorf("asked %d times", f.asked)
 	}
-	w.want(alice, "GET", field("@zoe:b.example", "avatar_url"), "", 404, "M_NOT_FOUND")
-	w.want(alice, "GET", base+"@yan:b.example", "", 404, "M_NOT_FOUND")
+	w.Want(alice, "GET", field("@zoe:b.example", "avatar_url"), "", 404, "M_NOT_FOUND")
+	w.Want(alice, "GET", base+"@yan:b.example", "", 404, "M_NOT_FOUND")
 }

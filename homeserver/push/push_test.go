@@ -13,6 +13,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
@@ -20,8 +21,15 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
 
+const (
+	here  = partstest.Here
+	alice = partstest.Alice
+	bob   = partstest.Bob
+	carol = partstest.Carol
+)
+
 type fixture struct {
-	*world
+	*partstest.World
 	p    *push.Push
 	r    *receipts.Receipts
 	data *accountdata.Data
@@ -29,50 +37,50 @@ type fixture struct {
 
 func open(t testing.TB, db *sqldb.DB) *fixture {
 	t.Helper()
-	w := newWorld(t, db)
-	data, err := accountdata.New(w.ctx, db, w.log)
+	w := partstest.New(t, db, rooms.Options{})
+	data, err := accountdata.New(w.Ctx, db, w.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	places := receipts.NewPlaces(w.store, w.log)
-	r, err := receipts.New(w.ctx, db, w.log, here, places, w.hub, data, nil)
+	places := receipts.NewPlaces(w.Events, w.Log)
+	r, err := receipts.New(w.Ctx, db, w.Log, here, places, w.Hub, data, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := push.New(w.ctx, db, w.log, w.store, w.hub, places, r, push.Options{AllowInsecure: true, Data: data})
+	p, err := push.New(w.Ctx, db, w.Log, w.Events, w.Hub, places, r, push.Options{AllowInsecure: true, Data: data})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.api.Add(p.Routes()...)
-	w.run(r.Run, p.Run)
+	w.API.Add(p.Routes()...)
+	w.Run(r.Run, p.Run)
 	return &fixture{w, p, r, data}
 }
 
 func (f *fixture) unread(room matrix.RoomID, user matrix.UserID) push.Unread {
-	f.t.Helper()
-	u, err := f.p.Counts(f.ctx, room, user)
+	f.T.Helper()
+	u, err := f.p.Counts(f.Ctx, room, user)
 	if err != nil {
-		f.t.Fatal(err)
+		f.T.Fatal(err)
 	}
 	return u
 }
 
 // read marks everything in a room as read.
 func (f *fixture) read(room matrix.RoomID, user matrix.UserID) {
-	f.t.Helper()
-	list, _ := f.hub.Recent(room, 0, f.log.Head())
+	f.T.Helper()
+	list, _ := f.Hub.Recent(room, 0, f.Log.Head())
 	f.mark(room, user, list[len(list)-1].ID, "")
 }
 
 func (f *fixture) mark(room matrix.RoomID, user matrix.UserID, id matrix.EventID, thread string) {
-	f.t.Helper()
-	if err := f.r.Mark(f.ctx, user, room, "m.read", id, thread); err != nil {
-		f.t.Fatal(err)
+	f.T.Helper()
+	if err := f.r.Mark(f.Ctx, user, room, "m.read", id, thread); err != nil {
+		f.T.Fatal(err)
 	}
 }
 
 func (f *fixture) check(room matrix.RoomID, user matrix.UserID, want string) {
-	f.t.Helper()
+	f.T.Helper()
 	u := f.unread(room, user)
 	got := fmt.Sprintf("%d/%d", u.Main.Notify, u.Main.Highlight)
 	var threads []string
@@ -82,16 +90,16 @@ func (f *fixture) check(room matrix.RoomID, user matrix.UserID, want string) {
 	slices.Sort(threads)
 	got += strings.Join(threads, "")
 	if got != want {
-		f.t.Helper()
-		f.t.Errorf("%s has %s, want %s", user, got, want)
+		f.T.Helper()
+		f.T.Errorf("%s has %s, want %s", user, got, want)
 	}
 }
 
 // custom gives a user a rule that never matches: the counts are then worked out
 // event by event and have to be the same.
 func (f *fixture) custom(user matrix.UserID) {
-	f.t.Helper()
-	f.want(user, "PUT", rule("override", "never"), `{"actions":["notify"],"conditions":[{"kind":"moon"}]}`, 200, "")
+	f.T.Helper()
+	f.Want(user, "PUT", rule("override", "never"), `{"actions":["notify"],"conditions":[{"kind":"moon"}]}`, 200, "")
 }
 
 func thread(root matrix.EventID) string {
@@ -110,59 +118,59 @@ func testCounts(t *testing.T, custom bool) {
 	if custom {
 		f.custom(bob)
 	}
-	room := f.room(alice)
-	f.say(room, alice, "before bob came")
-	f.join(room, bob)
+	room := f.Room(alice)
+	f.Say(room, alice, "before bob came")
+	f.Join(room, bob)
 	f.check(room, bob, "0/0")
-	one := f.say(room, alice, "one")
-	f.send(room, alice, "m.room.encrypted", `{"algorithm":"x"}`)
-	f.send(room, alice, "m.room.message", `{"msgtype":"m.notice","body":"notice"}`)
-	f.send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, one))
-	f.send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"edit","m.relates_to":{"rel_type":"m.replace","event_id":%q}}`, one))
-	f.set(room, alice, "m.room.topic", "", `{"topic":"t"}`)
-	f.join(room, carol)
+	one := f.Say(room, alice, "one")
+	f.Send(room, alice, "m.room.encrypted", `{"algorithm":"x"}`)
+	f.Send(room, alice, "m.room.message", `{"msgtype":"m.notice","body":"notice"}`)
+	f.Send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, one))
+	f.Send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"edit","m.relates_to":{"rel_type":"m.replace","event_id":%q}}`, one))
+	f.Set(room, alice, "m.room.topic", "", `{"topic":"t"}`)
+	f.Join(room, carol)
 	f.check(room, bob, "2/0")
 	f.check(room, alice, "0/0")
 	f.check(room, carol, "0/0")
 
-	mention := f.send(room, alice, "m.room.message", `{"msgtype":"m.text","body":"hey","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	mention := f.Send(room, alice, "m.room.message", `{"msgtype":"m.text","body":"hey","m.mentions":{"user_ids":["@bob:a.example"]}}`)
 	f.check(room, bob, "3/1")
 	f.check(room, carol, "1/0")
 	// A mention notifies by whatever event; the room's mention by those who may.
-	extra := f.send(room, alice, "x.y", `{"m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	extra := f.Send(room, alice, "x.y", `{"m.mentions":{"user_ids":["@bob:a.example"]}}`)
 	f.check(room, bob, "4/2")
 	f.check(room, carol, "1/0")
-	all := f.send(room, alice, "m.room.message", `{"body":"all","m.mentions":{"room":true}}`)
+	all := f.Send(room, alice, "m.room.message", `{"body":"all","m.mentions":{"room":true}}`)
 	f.check(room, bob, "5/3")
 	f.check(room, carol, "2/1")
-	f.send(room, carol, "m.room.message", `{"body":"all","m.mentions":{"room":true}}`)
+	f.Send(room, carol, "m.room.message", `{"body":"all","m.mentions":{"room":true}}`)
 	f.check(room, bob, "6/3")
 	f.check(room, carol, "0/0") // she has spoken
 
 	for _, id := range []matrix.EventID{mention, extra, all} {
-		f.redact(room, alice, id)
+		f.Redact(room, alice, id)
 	}
 	f.check(room, bob, "3/0")
 	f.mark(room, bob, one, "")
 	f.check(room, bob, "2/0")
 	// The same after a restart.
-	f.stop()
+	f.Stop()
 	f = open(t, db)
 	f.check(room, bob, "2/0")
 	f.check(room, carol, "0/0")
-	f.say(room, bob, "mine")
+	f.Say(room, bob, "mine")
 	f.check(room, bob, "0/0")
-	f.say(room, alice, "more")
+	f.Say(room, alice, "more")
 	f.check(room, bob, "1/0")
-	f.set(room, alice, "m.room.tombstone", "", `{"body":"moved","replacement_room":"!x:y"}`)
+	f.Set(room, alice, "m.room.tombstone", "", `{"body":"moved","replacement_room":"!x:y"}`)
 	f.check(room, bob, "2/1")
-	if err := f.rooms.Leave(f.ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
+	if err := f.Rooms.Leave(f.Ctx, rooms.MemberChange{Room: room, Sender: bob, Target: bob}); err != nil {
 		t.Fatal(err)
 	}
 	f.check(room, bob, "0/0")
-	f.join(room, bob)
+	f.Join(room, bob)
 	f.check(room, bob, "0/0")
-	f.say(room, alice, "welcome back")
+	f.Say(room, alice, "welcome back")
 	f.check(room, bob, "1/0")
 }
 
@@ -178,12 +186,12 @@ func testThreadCounts(t *testing.T, custom bool) {
 	if custom {
 		f.custom(bob)
 	}
-	room := f.room(alice, bob)
-	a, b := f.say(room, alice, "A"), f.say(room, alice, "B")
-	c := f.send(room, alice, "m.room.message", thread(a))
-	d := f.send(room, alice, "m.room.message", thread(b))
-	e := f.send(room, alice, "m.room.message", thread(a))
-	i := f.say(room, alice, "I")
+	room := f.Room(alice, bob)
+	a, b := f.Say(room, alice, "A"), f.Say(room, alice, "B")
+	c := f.Send(room, alice, "m.room.message", thread(a))
+	d := f.Send(room, alice, "m.room.message", thread(b))
+	e := f.Send(room, alice, "m.room.message", thread(a))
+	i := f.Say(room, alice, "I")
 	name := func(id matrix.EventID) string { return string(id[:4]) }
 	sorted := func(x, y string) string {
 		if x > y {
@@ -203,17 +211,17 @@ func testThreadCounts(t *testing.T, custom bool) {
 	f.check(room, bob, "1/0 "+name(a)+" 1/0")
 	f.mark(room, bob, i, "main")
 	f.check(room, bob, "0/0 "+name(a)+" 1/0")
-	f.stop()
+	f.Stop()
 	f = open(t, db)
 	f.check(room, bob, "0/0 "+name(a)+" 1/0")
 	f.mark(room, bob, e, string(a))
 	f.check(room, bob, "0/0")
 	// An event that relates to one of a thread belongs to it; a message of one's
 	// own there marks that thread alone.
-	f.send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"ref","m.relates_to":{"rel_type":"m.reference","event_id":%q}}`, e))
-	f.say(room, alice, "main")
+	f.Send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"ref","m.relates_to":{"rel_type":"m.reference","event_id":%q}}`, e))
+	f.Say(room, alice, "main")
 	f.check(room, bob, "1/0 "+name(a)+" 1/0")
-	f.send(room, bob, "m.room.message", thread(a))
+	f.Send(room, bob, "m.room.message", thread(a))
 	f.check(room, bob, "1/0")
 }
 
@@ -221,16 +229,16 @@ func testThreadCounts(t *testing.T, custom bool) {
 func TestLongTail(t *testing.T) {
 	db := sqldbtest.Open(t)
 	f := open(t, db)
-	room := f.room(alice, bob, carol)
+	room := f.Room(alice, bob, carol)
 	var ids []matrix.EventID
 	for i := range 700 {
 		if i%10 == 9 {
-			f.send(room, alice, "m.room.message", thread(ids[0]))
+			f.Send(room, alice, "m.room.message", thread(ids[0]))
 			continue
 		}
-		ids = append(ids, f.say(room, alice, "x"))
+		ids = append(ids, f.Say(room, alice, "x"))
 	}
-	f.stop()
+	f.Stop()
 	f = open(t, db)
 	f.mark(room, bob, ids[len(ids)-5], "main")
 	f.check(room, bob, "4/0 "+string(ids[0][:4])+" 50/0") // threads as far as is read
@@ -245,7 +253,7 @@ func TestLongTail(t *testing.T) {
 func TestClassify(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
 	f.custom(carol)
-	room := f.room(alice, bob, carol)
+	room := f.Room(alice, bob, carol)
 	for _, x := range []struct{ typ, content string }{
 		{"m.room.message", `{"body":"x"}`},
 		{"M.ROOM.Message", `{"body":"x"}`},
@@ -264,7 +272,7 @@ func TestClassify(t *testing.T) {
 		{"m.room.server_acl", `{}`},
 		{"m.sticker", `{}`},
 	} {
-		f.send(room, alice, x.typ, x.content)
+		f.Send(room, alice, x.typ, x.content)
 		if b, c := f.unread(room, bob), f.unread(room, carol); b.Total() != c.Total() {
 			t.Errorf("%s %s: at once %+v, one by one %+v", x.typ, x.content, b.Total(), c.Total())
 		}
@@ -277,39 +285,39 @@ func TestClassify(t *testing.T) {
 // Rules change what is unread at once.
 func TestMute(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob)
-	f.say(room, alice, "one")
+	room := f.Room(alice, bob)
+	f.Say(room, alice, "one")
 	f.check(room, bob, "1/0")
-	f.want(bob, "PUT", rule("room", string(room)), `{"actions":[]}`, 200, "")
+	f.Want(bob, "PUT", rule("room", string(room)), `{"actions":[]}`, 200, "")
 	f.check(room, bob, "0/0")
-	f.send(room, alice, "m.room.message", `{"body":"x","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	f.Send(room, alice, "m.room.message", `{"body":"x","m.mentions":{"user_ids":["@bob:a.example"]}}`)
 	f.check(room, bob, "1/1")
-	f.want(bob, "DELETE", rule("room", string(room)), ``, 200, "")
+	f.Want(bob, "DELETE", rule("room", string(room)), ``, 200, "")
 	f.check(room, bob, "2/1")
-	f.want(bob, "PUT", rule("sender", string(alice)), `{"actions":[]}`, 200, "")
+	f.Want(bob, "PUT", rule("sender", string(alice)), `{"actions":[]}`, 200, "")
 	f.check(room, bob, "1/1")
-	f.want(bob, "PUT", rule("override", ".m.rule.master")+"/enabled", `{"enabled":true}`, 200, "")
+	f.Want(bob, "PUT", rule("override", ".m.rule.master")+"/enabled", `{"enabled":true}`, 200, "")
 	f.check(room, bob, "0/0")
 }
 
 // Ignored users do not count, from the moment they are ignored and as long.
 func TestIgnored(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob, carol)
-	f.say(room, alice, "one")
-	f.say(room, carol, "two")
+	room := f.Room(alice, bob, carol)
+	f.Say(room, alice, "one")
+	f.Say(room, carol, "two")
 	f.check(room, bob, "2/0")
 	ignore := func(list string) {
 		t.Helper()
-		if err := f.data.Put(f.ctx, bob, "", "m.ignored_user_list", json.RawMessage(`{"ignored_users":`+list+`}`)); err != nil {
+		if err := f.data.Put(f.Ctx, bob, "", "m.ignored_user_list", json.RawMessage(`{"ignored_users":`+list+`}`)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	ignore(`{"@alice:a.example":{}}`)
 	f.check(room, bob, "1/0")
-	f.say(room, alice, "three")
+	f.Say(room, alice, "three")
 	f.check(room, bob, "1/0")
-	if out := f.want(bob, "GET", "/_matrix/client/v3/notifications", "", 200, ""); strings.Contains(out, `"sender":"@alice`) {
+	if out := f.Want(bob, "GET", "/_matrix/client/v3/notifications", "", 200, ""); strings.Contains(out, `"sender":"@alice`) {
 		t.Errorf("notifications %s", out)
 	}
 	ignore(`{}`)
@@ -369,16 +377,16 @@ func TestPushers(t *testing.T) {
 	db := sqldbtest.Open(t)
 	f := open(t, db)
 	g := newGateway(t)
-	room := f.room(alice, bob)
-	f.set(room, alice, "m.room.name", "", `{"name":"Office"}`)
+	room := f.Room(alice, bob)
+	f.Set(room, alice, "m.room.name", "", `{"name":"Office"}`)
 	const set = "/_matrix/client/v3/pushers/set"
-	f.want(bob, "POST", set, g.pusher("k1", ""), 200, "")
-	f.want(alice, "POST", set, g.pusher("k2", "event_id_only"), 200, "")
-	if got := f.want(bob, "GET", "/_matrix/client/v3/pushers", "", 200, ""); !strings.Contains(got, `"pushkey":"k1"`) || strings.Contains(got, "k2") {
+	f.Want(bob, "POST", set, g.pusher("k1", ""), 200, "")
+	f.Want(alice, "POST", set, g.pusher("k2", "event_id_only"), 200, "")
+	if got := f.Want(bob, "GET", "/_matrix/client/v3/pushers", "", 200, ""); !strings.Contains(got, `"pushkey":"k1"`) || strings.Contains(got, "k2") {
 		t.Errorf("pushers %s", got)
 	}
-	id := f.send(room, alice, "m.room.message", `{"body":"hi","m.mentions":{"user_ids":["@bob:a.example"]}}`)
-	eventually(t, "a notification", func() bool { return len(g.events()) == 1 })
+	id := f.Send(room, alice, "m.room.message", `{"body":"hi","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	partstest.Eventually(t, "a notification", func() bool { return len(g.events()) == 1 })
 	n := g.events()[0]
 	dev := n["devices"].([]any)[0].(map[string]any)
 	if n["event_id"] != string(id) || n["room_name"] != "Office" || n["sender_display_name"] != "alice" || n["prio"] != "high" ||
@@ -387,16 +395,16 @@ func TestPushers(t *testing.T) {
 		dev["data"].(map[string]any)["url"] != nil {
 		t.Errorf("notification %v", n)
 	}
-	f.say(room, bob, "hello")
-	eventually(t, "a second notification", func() bool { return len(g.events()) == 2 })
+	f.Say(room, bob, "hello")
+	partstest.Eventually(t, "a second notification", func() bool { return len(g.events()) == 2 })
 	if n := g.events()[1]; n["content"] != nil || n["sender"] != nil || n["event_id"] == nil {
 		t.Errorf("event_id_only has %v", n)
 	}
 	// Reading shows the phone the new number.
-	f.say(room, alice, "again")
-	eventually(t, "a third notification", func() bool { return len(g.events()) == 3 })
+	f.Say(room, alice, "again")
+	partstest.Eventually(t, "a third notification", func() bool { return len(g.events()) == 3 })
 	f.read(room, bob)
-	eventually(t, "a badge", func() bool {
+	partstest.Eventually(t, "a badge", func() bool {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		last := g.got[len(g.got)-1]
@@ -404,37 +412,37 @@ func TestPushers(t *testing.T) {
 	})
 	// What a gateway that is down misses comes later, also after a restart.
 	g.set(500)
-	late := f.say(room, alice, "late")
-	eventually(t, "the failure to be noted", func() bool {
+	late := f.Say(room, alice, "late")
+	partstest.Eventually(t, "the failure to be noted", func() bool {
 		var n int64
 		db.Read(t.Context(), func(tx *sqldb.Tx) error {
 			return tx.QueryRow(`SELECT count(*) FROM pushers WHERE failing_since > 0`).Scan(&n)
 		})
 		return n == 1
 	})
-	f.stop()
+	f.Stop()
 	g.set(200)
 	f = open(t, db)
-	eventually(t, "the late notification", func() bool { l := g.events(); return l[len(l)-1]["event_id"] == string(late) })
+	partstest.Eventually(t, "the late notification", func() bool { l := g.events(); return l[len(l)-1]["event_id"] == string(late) })
 	if n := len(g.events()); n != 4 {
 		t.Errorf("%d notifications", n)
 	}
 	// A rejected key is gone.
 	g.set(200, "k1")
-	f.say(room, alice, "last")
-	eventually(t, "the pusher to go", func() bool {
-		_, out := f.do(bob, "GET", "/_matrix/client/v3/pushers", "")
+	f.Say(room, alice, "last")
+	partstest.Eventually(t, "the pusher to go", func() bool {
+		_, out := f.Do(bob, "GET", "/_matrix/client/v3/pushers", "")
 		return out == `{"pushers":[]}`
 	})
 	// The same key for another user replaces the first one's, unless appended.
 	g.set(200)
-	f.want(bob, "POST", set, g.pusher("k2", ""), 200, "")
-	if got := f.want(alice, "GET", "/_matrix/client/v3/pushers", "", 200, ""); got != `{"pushers":[]}` {
+	f.Want(bob, "POST", set, g.pusher("k2", ""), 200, "")
+	if got := f.Want(alice, "GET", "/_matrix/client/v3/pushers", "", 200, ""); got != `{"pushers":[]}` {
 		t.Errorf("alice keeps %s", got)
 	}
-	f.want(alice, "POST", set, strings.Replace(g.pusher("k2", ""), `{`, `{"append":true,`, 1), 200, "")
-	f.want(bob, "POST", set, `{"kind":null,"app_id":"app","pushkey":"k2"}`, 200, "")
-	if got := f.want(alice, "GET", "/_matrix/client/v3/pushers", "", 200, ""); !strings.Contains(got, "k2") {
+	f.Want(alice, "POST", set, strings.Replace(g.pusher("k2", ""), `{`, `{"append":true,`, 1), 200, "")
+	f.Want(bob, "POST", set, `{"kind":null,"app_id":"app","pushkey":"k2"}`, 200, "")
+	if got := f.Want(alice, "GET", "/_matrix/client/v3/pushers", "", 200, ""); !strings.Contains(got, "k2") {
 		t.Errorf("alice has %s", got)
 	}
 }
@@ -456,18 +464,18 @@ func TestPusherErrors(t *testing.T) {
 		{`"app"`, `"` + strings.Repeat("a", 65) + `"`, "M_INVALID_PARAM"},
 		{`"k"`, `"` + strings.Repeat("a", 513) + `"`, "M_INVALID_PARAM"},
 	} {
-		f.want(bob, "POST", "/_matrix/client/v3/pushers/set", strings.Replace(good, c.old, c.new, 1), 400, c.code)
+		f.Want(bob, "POST", "/_matrix/client/v3/pushers/set", strings.Replace(good, c.old, c.new, 1), 400, c.code)
 	}
 }
 
 func TestNotifications(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice)
-	f.say(room, alice, "before")
-	f.join(room, bob)
-	one := f.say(room, alice, "one")
-	f.send(room, alice, "m.reaction", `{}`)
-	high := f.send(room, alice, "m.room.message", `{"body":"x","m.mentions":{"user_ids":["@bob:a.example"]}}`)
+	room := f.Room(alice)
+	f.Say(room, alice, "before")
+	f.Join(room, bob)
+	one := f.Say(room, alice, "one")
+	f.Send(room, alice, "m.reaction", `{}`)
+	high := f.Send(room, alice, "m.room.message", `{"body":"x","m.mentions":{"user_ids":["@bob:a.example"]}}`)
 	f.mark(room, bob, one, "")
 	type answer struct {
 		Next          string `json:"next_token"`
@@ -483,7 +491,7 @@ func TestNotifications(t *testing.T) {
 	}
 	get := func(query string) (a answer) {
 		t.Helper()
-		json.Unmarshal([]byte(f.want(bob, "GET", "/_matrix/client/v3/notifications"+query, "", 200, "")), &a)
+		json.Unmarshal([]byte(f.Want(bob, "GET", "/_matrix/client/v3/notifications"+query, "", 200, "")), &a)
 		return a
 	}
 	a := get("")
@@ -501,16 +509,16 @@ func TestNotifications(t *testing.T) {
 	if a = get("?limit=1&from=" + a.Next); len(a.Notifications) != 1 || a.Notifications[0].Event.ID != one {
 		t.Errorf("%+v", a)
 	}
-	f.want(bob, "GET", "/_matrix/client/v3/notifications?from=x", "", 400, "M_INVALID_PARAM")
-	f.want(bob, "GET", "/_matrix/client/v3/notifications?limit=0", "", 400, "M_INVALID_PARAM")
+	f.Want(bob, "GET", "/_matrix/client/v3/notifications?from=x", "", 400, "M_INVALID_PARAM")
+	f.Want(bob, "GET", "/_matrix/client/v3/notifications?limit=0", "", 400, "M_INVALID_PARAM")
 }
 
 func BenchmarkCounts(b *testing.B) {
 	f := open(b, sqldbtest.Open(b))
-	room := f.room(alice, bob, carol)
+	room := f.Room(alice, bob, carol)
 	var ids []matrix.EventID
 	for range 500 {
-		ids = append(ids, f.say(room, alice, "x"))
+		ids = append(ids, f.Say(room, alice, "x"))
 	}
 	f.mark(room, bob, ids[450], "main")
 	f.custom(carol)
@@ -518,7 +526,7 @@ func BenchmarkCounts(b *testing.B) {
 		f.unread(room, u)
 		b.Run(name, func(b *testing.B) {
 			for b.Loop() {
-				f.p.Counts(f.ctx, room, u)
+				f.p.Counts(f.Ctx, room, u)
 			}
 		})
 	}

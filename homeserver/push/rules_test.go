@@ -14,8 +14,8 @@ import (
 // specification.
 func TestConditions(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob, carol)
-	f.set(room, alice, "m.room.power_levels", "", `{"notifications":{"room":50},"users_default":0}`)
+	room := f.Room(alice, bob, carol)
+	f.Set(room, alice, "m.room.power_levels", "", `{"notifications":{"room":50},"users_default":0}`)
 	for i, c := range []struct {
 		condition string
 		typ       string
@@ -84,9 +84,9 @@ func TestConditions(t *testing.T) {
 		// Unknown ones never match.
 		{`{"kind":"org.example.moon","phase":"full"}`, "x.t", `{}`, false},
 	} {
-		f.want(bob, "PUT", rule("override", "test"), `{"conditions":[`+c.condition+`],"actions":["notify"]}`, 200, "")
+		f.Want(bob, "PUT", rule("override", "test"), `{"conditions":[`+c.condition+`],"actions":["notify"]}`, 200, "")
 		before := f.unread(room, bob).Main.Notify
-		f.send(room, alice, c.typ, c.content)
+		f.Send(room, alice, c.typ, c.content)
 		if got := f.unread(room, bob).Main.Notify > before; got != c.want {
 			t.Errorf("%d: %s on %s: %v", i, c.condition, c.content, got)
 		}
@@ -106,7 +106,7 @@ func TestEscapedPaths(t *testing.T) {
 		{`content.a\\.b`, `{"a.b":"v"}`, true},
 		{`content.a\\.b`, `{"a":{"b":"v"}}`, false},
 	} {
-		f.want(bob, "PUT", rule("override", "test"), `{"conditions":[{"kind":"event_match","key":"`+c.key+`","pattern":"v"}],"actions":["notify"]}`, 200, "")
+		f.Want(bob, "PUT", rule("override", "test"), `{"conditions":[{"kind":"event_match","key":"`+c.key+`","pattern":"v"}],"actions":["notify"]}`, 200, "")
 		s := push.NewSubject("!r", alice, "x.t", nil, []byte(`{"content":`+c.content+`}`))
 		if got := f.p.Ruleset(bob).Evaluate(s, bob, empty{}).Notify; got != c.want {
 			t.Errorf("%s on %s: %v", c.key, c.content, got)
@@ -126,17 +126,17 @@ const rules = "/_matrix/client/v3/pushrules/"
 func rule(kind, id string) string { return rules + "global/" + kind + "/" + id }
 
 func (f *fixture) ids(user matrix.UserID, kind string) string {
-	f.t.Helper()
+	f.T.Helper()
 	var all struct {
 		Global map[string][]struct {
 			ID string `json:"rule_id"`
 		}
 	}
-	if err := json.Unmarshal([]byte(f.want(user, "GET", rules, "", 200, "")), &all); err != nil {
-		f.t.Fatal(err)
+	if err := json.Unmarshal([]byte(f.Want(user, "GET", rules, "", 200, "")), &all); err != nil {
+		f.T.Fatal(err)
 	}
 	if len(all.Global) != 5 {
-		f.t.Fatalf("kinds: %v", all.Global)
+		f.T.Fatalf("kinds: %v", all.Global)
 	}
 	var ids []string
 	for _, r := range all.Global[kind] {
@@ -160,9 +160,9 @@ func TestRules(t *testing.T) {
 		t.Errorf("underride %s", got)
 	}
 	put := func(id, query string) {
-		f.want(alice, "PUT", rule("override", id)+query, `{"actions":["notify","dont_notify"]}`, 200, "")
+		f.Want(alice, "PUT", rule("override", id)+query, `{"actions":["notify","dont_notify"]}`, 200, "")
 	}
-	before := f.log.Head()
+	before := f.Log.Head()
 	put("a", "")
 	put("b", "")
 	put("c", "?after=a")
@@ -179,32 +179,32 @@ func TestRules(t *testing.T) {
 	if got := f.ids(alice, "override"); got != "master c b d a e "+overrides {
 		t.Errorf("override %s", got)
 	}
-	if f.p.RulesSince(alice, before, f.log.Head()) == nil || f.p.RulesSince(alice, f.log.Head(), f.log.Head()) != nil || f.p.RulesSince(bob, before, f.log.Head()) != nil {
+	if f.p.RulesSince(alice, before, f.Log.Head()) == nil || f.p.RulesSince(alice, f.Log.Head(), f.Log.Head()) != nil || f.p.RulesSince(bob, before, f.Log.Head()) != nil {
 		t.Error("RulesSince")
 	}
-	f.want(alice, "DELETE", rule("override", "e"), "", 200, "")
-	f.want(alice, "DELETE", rule("override", "e"), "", 404, "M_NOT_FOUND")
-	if got := f.want(alice, "GET", rule("override", "a"), "", 200, ""); got != `{"rule_id":"a","default":false,"enabled":true,"conditions":[],"actions":["notify"]}` {
+	f.Want(alice, "DELETE", rule("override", "e"), "", 200, "")
+	f.Want(alice, "DELETE", rule("override", "e"), "", 404, "M_NOT_FOUND")
+	if got := f.Want(alice, "GET", rule("override", "a"), "", 200, ""); got != `{"rule_id":"a","default":false,"enabled":true,"conditions":[],"actions":["notify"]}` {
 		t.Errorf("rule %s", got)
 	}
-	f.want(alice, "PUT", rule("override", "a")+"/enabled", `{"enabled":false}`, 200, "")
-	f.want(alice, "PUT", rule("override", "a"), `{"actions":[]}`, 200, "") // keeps it disabled
-	if got := f.want(alice, "GET", rule("override", "a")+"/enabled", "", 200, ""); got != `{"enabled":false}` {
+	f.Want(alice, "PUT", rule("override", "a")+"/enabled", `{"enabled":false}`, 200, "")
+	f.Want(alice, "PUT", rule("override", "a"), `{"actions":[]}`, 200, "") // keeps it disabled
+	if got := f.Want(alice, "GET", rule("override", "a")+"/enabled", "", 200, ""); got != `{"enabled":false}` {
 		t.Errorf("enabled %s", got)
 	}
-	f.want(alice, "PUT", rule("override", ".m.rule.master")+"/enabled", `{"enabled":true}`, 200, "")
-	f.want(alice, "PUT", rule("underride", ".m.rule.message")+"/actions", `{"actions":["notify",{"set_tweak":"sound","value":"x"}]}`, 200, "")
-	if got := f.want(alice, "GET", rule("underride", ".m.rule.message")+"/actions", "", 200, ""); got != `{"actions":["notify",{"set_tweak":"sound","value":"x"}]}` {
+	f.Want(alice, "PUT", rule("override", ".m.rule.master")+"/enabled", `{"enabled":true}`, 200, "")
+	f.Want(alice, "PUT", rule("underride", ".m.rule.message")+"/actions", `{"actions":["notify",{"set_tweak":"sound","value":"x"}]}`, 200, "")
+	if got := f.Want(alice, "GET", rule("underride", ".m.rule.message")+"/actions", "", 200, ""); got != `{"actions":["notify",{"set_tweak":"sound","value":"x"}]}` {
 		t.Errorf("actions %s", got)
 	}
-	f.want(alice, "PUT", rule("content", "cake"), `{"pattern":"cake*lie","actions":["notify"]}`, 200, "")
-	if got := f.want(alice, "GET", rule("content", "cake"), "", 200, ""); got != `{"rule_id":"cake","default":false,"enabled":true,"pattern":"cake*lie","actions":["notify"]}` {
+	f.Want(alice, "PUT", rule("content", "cake"), `{"pattern":"cake*lie","actions":["notify"]}`, 200, "")
+	if got := f.Want(alice, "GET", rule("content", "cake"), "", 200, ""); got != `{"rule_id":"cake","default":false,"enabled":true,"pattern":"cake*lie","actions":["notify"]}` {
 		t.Errorf("rule %s", got)
 	}
-	before2 := f.want(alice, "GET", rules+"global/", "", 200, "")
-	f.stop()
+	before2 := f.Want(alice, "GET", rules+"global/", "", 200, "")
+	f.Stop()
 	f = open(t, db)
-	if after := f.want(alice, "GET", rules+"global", "", 200, ""); after != before2 {
+	if after := f.Want(alice, "GET", rules+"global", "", 200, ""); after != before2 {
 		t.Errorf("after a restart %s, was %s", after, before2)
 	}
 	if got := f.ids(bob, "override"); got != "master "+overrides {
@@ -214,7 +214,7 @@ func TestRules(t *testing.T) {
 
 func TestRuleErrors(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	f.want(alice, "PUT", rule("override", "a"), `{"actions":[]}`, 200, "")
+	f.Want(alice, "PUT", rule("override", "a"), `{"actions":[]}`, 200, "")
 	for _, c := range []struct {
 		method, path, body string
 		status             int
@@ -245,7 +245,7 @@ func TestRuleErrors(t *testing.T) {
 		{"PUT", rule("override", "a") + "/actions", `{}`, 400, "M_MISSING_PARAM"},
 		{"PUT", rule("override", strings.Repeat("a", 256)), `{"actions":[]}`, 400, "M_INVALID_PARAM"},
 	} {
-		f.want(alice, c.method, c.path, c.body, c.status, c.code)
+		f.Want(alice, c.method, c.path, c.body, c.status, c.code)
 	}
 }
 
@@ -259,7 +259,7 @@ func TestDefaultRules(t *testing.T) {
 		rule("override", ".m.rule.is_room_mention"):            `{"rule_id":".m.rule.is_room_mention","default":true,"enabled":true,"conditions":[{"kind":"event_property_is","key":"content.m\\.mentions.room","value":true},{"kind":"sender_notification_permission","key":"room"}],"actions":["notify",{"set_tweak":"highlight"}]}`,
 		rule("underride", ".m.rule.encrypted_room_one_to_one"): `{"rule_id":".m.rule.encrypted_room_one_to_one","default":true,"enabled":true,"conditions":[{"kind":"room_member_count","is":"2"},{"kind":"event_match","key":"type","pattern":"m.room.encrypted"}],"actions":["notify",{"set_tweak":"sound","value":"default"}]}`,
 	} {
-		if got := f.want(alice, "GET", path, "", 200, ""); got != want {
+		if got := f.Want(alice, "GET", path, "", 200, ""); got != want {
 			t.Errorf("%s\n%s\nwant\n%s", path, got, want)
 		}
 	}

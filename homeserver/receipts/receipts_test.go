@@ -8,31 +8,40 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
+const (
+	here  = partstest.Here
+	alice = partstest.Alice
+	bob   = partstest.Bob
+	carol = partstest.Carol
+)
+
 type fixture struct {
-	*world
+	*partstest.World
 	r    *receipts.Receipts
 	data *accountdata.Data
 }
 
 func open(t testing.TB, db *sqldb.DB) *fixture {
 	t.Helper()
-	w := newWorld(t, db)
-	data, err := accountdata.New(w.ctx, db, w.log)
+	w := partstest.New(t, db, rooms.Options{})
+	data, err := accountdata.New(w.Ctx, db, w.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := receipts.New(w.ctx, db, w.log, here, receipts.NewPlaces(w.store, w.log), w.hub, data, nil)
+	r, err := receipts.New(w.Ctx, db, w.Log, here, receipts.NewPlaces(w.Events, w.Log), w.Hub, data, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.api.Add(r.Routes()...)
-	w.run(r.Run)
+	w.API.Add(r.Routes()...)
+	w.Run(r.Run)
 	return &fixture{w, r, data}
 }
 
@@ -43,15 +52,15 @@ func path(room matrix.RoomID, typ string, id matrix.EventID) string {
 }
 
 func (f *fixture) content(user matrix.UserID, room matrix.RoomID, from stream.Pos) string {
-	f.t.Helper()
-	list, err := f.r.Content(f.ctx, user, room, from, f.log.Head())
+	f.T.Helper()
+	list, err := f.r.Content(f.Ctx, user, room, from, f.Log.Head())
 	if err != nil {
-		f.t.Fatal(err)
+		f.T.Fatal(err)
 	}
 	var parts []string
 	for _, b := range list {
 		if !json.Valid(b) {
-			f.t.Fatalf("not JSON: %s", b)
+			f.T.Fatalf("not JSON: %s", b)
 		}
 		parts = append(parts, string(b))
 	}
@@ -61,47 +70,47 @@ func (f *fixture) content(user matrix.UserID, room matrix.RoomID, from stream.Po
 func TestMark(t *testing.T) {
 	db := sqldbtest.Open(t)
 	f := open(t, db)
-	room := f.room(alice, bob)
-	one, two := f.say(room, alice, "one"), f.say(room, alice, "two")
-	before := f.log.Head()
+	room := f.Room(alice, bob)
+	one, two := f.Say(room, alice, "one"), f.Say(room, alice, "two")
+	before := f.Log.Head()
 
-	f.want(bob, "POST", path(room, "m.read", two), `{}`, 200, "")
+	f.Want(bob, "POST", path(room, "m.read", two), `{}`, 200, "")
 	got := f.content(alice, room, before)
 	if !strings.HasPrefix(got, fmt.Sprintf(`{"%s":{"m.read":{"@bob:a.example":{"ts":`, two)) {
 		t.Errorf("content %s", got)
 	}
-	head := f.log.Head()
-	f.want(bob, "POST", path(room, "m.read", one), ``, 200, "") // behind: ignored
-	f.want(bob, "POST", path(room, "m.read", two), ``, 200, "") // the same: ignored
+	head := f.Log.Head()
+	f.Want(bob, "POST", path(room, "m.read", one), ``, 200, "") // behind: ignored
+	f.Want(bob, "POST", path(room, "m.read", two), ``, 200, "") // the same: ignored
 	if got := f.content(alice, room, head); got != "" {
 		t.Errorf("a receipt moved back: %s", got)
 	}
-	mark, _ := f.r.ReadUpTo(f.ctx, room, bob)
+	mark, _ := f.r.ReadUpTo(f.Ctx, room, bob)
 	if mark.Unthreaded == 0 || mark.Main != 0 {
 		t.Errorf("mark %+v", mark)
 	}
 	// The same after a restart.
-	f.stop()
+	f.Stop()
 	g := open(t, db)
-	again, _ := g.r.ReadUpTo(g.ctx, room, bob)
+	again, _ := g.r.ReadUpTo(g.Ctx, room, bob)
 	if again.Unthreaded != mark.Unthreaded {
 		t.Errorf("mark after a restart %+v, was %+v", again, mark)
 	}
 	if again := g.content(alice, room, 0); again != got {
 		t.Errorf("content after a restart %s, was %s", again, got)
 	}
-	if out, _ := g.r.Outbound(g.ctx, 0, g.log.Head()); len(out) != 1 || out[0].Event != two {
+	if out, _ := g.r.Outbound(g.Ctx, 0, g.Log.Head()); len(out) != 1 || out[0].Event != two {
 		t.Errorf("outbound %v", out)
 	}
 }
 
 func TestPrivate(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob)
-	one, two := f.say(room, alice, "one"), f.say(room, alice, "two")
-	before := f.log.Head()
-	f.want(bob, "POST", path(room, "m.read.private", two), `{}`, 200, "")
-	f.want(bob, "POST", path(room, "m.read", one), `{}`, 200, "")
+	room := f.Room(alice, bob)
+	one, two := f.Say(room, alice, "one"), f.Say(room, alice, "two")
+	before := f.Log.Head()
+	f.Want(bob, "POST", path(room, "m.read.private", two), `{}`, 200, "")
+	f.Want(bob, "POST", path(room, "m.read", one), `{}`, 200, "")
 	if got := f.content(alice, room, before); strings.Contains(got, "private") || !strings.Contains(got, string(one)) {
 		t.Errorf("alice sees %s", got)
 	}
@@ -111,11 +120,11 @@ func TestPrivate(t *testing.T) {
 	if got := f.content(alice, room, before); strings.Contains(got, "private") {
 		t.Errorf("alice sees %s after bob has asked", got)
 	}
-	if out, _ := f.r.Outbound(f.ctx, 0, f.log.Head()); len(out) != 1 || out[0].Type != "m.read" {
+	if out, _ := f.r.Outbound(f.Ctx, 0, f.Log.Head()); len(out) != 1 || out[0].Type != "m.read" {
 		t.Errorf("outbound %v", out)
 	}
-	mark, _ := f.r.ReadUpTo(f.ctx, room, bob)
-	p, _ := f.r.Since(f.ctx, bob, room, 0, f.log.Head())
+	mark, _ := f.r.ReadUpTo(f.Ctx, room, bob)
+	p, _ := f.r.Since(f.Ctx, bob, room, 0, f.Log.Head())
 	if len(p) != 2 || mark.Unthreaded != max(p[0].EventPos, p[1].EventPos) {
 		t.Errorf("mark %+v of %v", mark, p)
 	}
@@ -123,11 +132,11 @@ func TestPrivate(t *testing.T) {
 
 func TestThreads(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob)
-	root := f.say(room, alice, "root")
-	other := f.say(room, alice, "other")
-	reply := f.send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"in","m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, root))
-	reaction := f.send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, reply))
+	room := f.Room(alice, bob)
+	root := f.Say(room, alice, "root")
+	other := f.Say(room, alice, "other")
+	reply := f.Send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"in","m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, root))
+	reaction := f.Send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, reply))
 	for _, c := range []struct {
 		id     matrix.EventID
 		typ    string
@@ -152,19 +161,19 @@ func TestThreads(t *testing.T) {
 		{other, "m.read", `[]`, 400, "M_BAD_JSON"},
 		{other, "m.read", `{`, 400, "M_NOT_JSON"},
 	} {
-		f.want(bob, "POST", path(room, c.typ, c.id), c.body, c.status, c.code)
+		f.Want(bob, "POST", path(room, c.typ, c.id), c.body, c.status, c.code)
 	}
-	f.want(carol, "POST", path(room, "m.read", other), `{}`, 403, "M_FORBIDDEN")
-	mark, _ := f.r.ReadUpTo(f.ctx, room, bob)
+	f.Want(carol, "POST", path(room, "m.read", other), `{}`, 403, "M_FORBIDDEN")
+	mark, _ := f.r.ReadUpTo(f.Ctx, room, bob)
 	if !(mark.Main > 0 && mark.Threads[root] > mark.Unthreaded && mark.Unthreaded > mark.Main) {
 		t.Errorf("mark %+v", mark)
 	}
 	// Two receipts of one user at one event need two events.
-	last := f.say(room, alice, "last")
-	before := f.log.Head()
-	f.want(bob, "POST", path(room, "m.read", last), `{"thread_id":"main"}`, 200, "")
-	f.want(bob, "POST", path(room, "m.read", last), `{}`, 200, "")
-	list, _ := f.r.Content(f.ctx, alice, room, before, f.log.Head())
+	last := f.Say(room, alice, "last")
+	before := f.Log.Head()
+	f.Want(bob, "POST", path(room, "m.read", last), `{"thread_id":"main"}`, 200, "")
+	f.Want(bob, "POST", path(room, "m.read", last), `{}`, 200, "")
+	list, _ := f.r.Content(f.Ctx, alice, room, before, f.Log.Head())
 	if len(list) != 2 || !strings.Contains(string(list[0])+string(list[1]), `"thread_id":"main"`) {
 		t.Errorf("contents %s", list)
 	}
@@ -172,54 +181,54 @@ func TestThreads(t *testing.T) {
 
 func TestMarkers(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob)
-	one, two := f.say(room, alice, "one"), f.say(room, alice, "two")
+	room := f.Room(alice, bob)
+	one, two := f.Say(room, alice, "one"), f.Say(room, alice, "two")
 	markers := v3 + string(room) + "/read_markers"
-	f.want(bob, "POST", markers, fmt.Sprintf(`{"m.fully_read":%q,"m.read":%q,"m.read.private":%q}`, one, one, two), 200, "")
-	got, err := f.data.Get(f.ctx, bob, room, "m.fully_read")
+	f.Want(bob, "POST", markers, fmt.Sprintf(`{"m.fully_read":%q,"m.read":%q,"m.read.private":%q}`, one, one, two), 200, "")
+	got, err := f.data.Get(f.Ctx, bob, room, "m.fully_read")
 	if err != nil || string(got) != fmt.Sprintf(`{"event_id":%q}`, one) {
 		t.Errorf("fully read %s %v", got, err)
 	}
-	list, _ := f.r.Since(f.ctx, bob, room, 0, f.log.Head())
+	list, _ := f.r.Since(f.Ctx, bob, room, 0, f.Log.Head())
 	if len(list) != 2 {
 		t.Errorf("receipts %v", list)
 	}
-	f.want(bob, "POST", path(room, "m.fully_read", two), `{}`, 200, "")
-	if got, _ := f.data.Get(f.ctx, bob, room, "m.fully_read"); string(got) != fmt.Sprintf(`{"event_id":%q}`, two) {
+	f.Want(bob, "POST", path(room, "m.fully_read", two), `{}`, 200, "")
+	if got, _ := f.data.Get(f.Ctx, bob, room, "m.fully_read"); string(got) != fmt.Sprintf(`{"event_id":%q}`, two) {
 		t.Errorf("fully read %s", got)
 	}
-	f.want(bob, "POST", markers, `{}`, 200, "")
-	f.want(bob, "POST", markers, `{"m.fully_read":"$nowhere"}`, 404, "M_NOT_FOUND")
-	f.want(bob, "POST", markers, `{"m.read":7}`, 400, "M_INVALID_PARAM")
-	f.want(carol, "POST", markers, `{}`, 403, "M_FORBIDDEN")
+	f.Want(bob, "POST", markers, `{}`, 200, "")
+	f.Want(bob, "POST", markers, `{"m.fully_read":"$nowhere"}`, 404, "M_NOT_FOUND")
+	f.Want(bob, "POST", markers, `{"m.read":7}`, 400, "M_INVALID_PARAM")
+	f.Want(carol, "POST", markers, `{}`, 403, "M_FORBIDDEN")
 }
 
 // Receipts of other servers are taken for their own users in the room, and wait
 // for events that are late.
 func TestReceive(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
-	room := f.room(alice, bob)
-	one := f.say(room, alice, "one")
+	room := f.Room(alice, bob)
+	one := f.Say(room, alice, "one")
 	edu := func(id matrix.EventID) json.RawMessage {
 		return json.RawMessage(fmt.Sprintf(`{%q:{"m.read":{"@bob:a.example":{"event_ids":[%q],"data":{"ts":99999999999999}},"@zoe:b.example":{"event_ids":[%q],"data":{"ts":5}}}}}`, room, id, id))
 	}
-	if err := f.r.Receive(f.ctx, "b.example", edu(one)); err != nil {
+	if err := f.r.Receive(f.Ctx, "b.example", edu(one)); err != nil {
 		t.Fatal(err)
 	}
 	if got := f.content(alice, room, 0); got != "" {
 		t.Errorf("took %s from a server of others", got)
 	}
 	// This server's own name stands in for another one here.
-	if err := f.r.Receive(f.ctx, here, edu("$late")); err != nil {
+	if err := f.r.Receive(f.Ctx, here, edu("$late")); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.r.Receive(f.ctx, here, edu(one)); err != nil {
+	if err := f.r.Receive(f.Ctx, here, edu(one)); err != nil {
 		t.Fatal(err)
 	}
 	if got := f.content(alice, room, 0); !strings.Contains(got, "@bob") || strings.Contains(got, "99999999999999") {
 		t.Errorf("got %s", got)
 	}
-	if err := f.r.Receive(f.ctx, here, json.RawMessage(`[]`)); !matrix.IsCode(err, "M_BAD_JSON") {
+	if err := f.r.Receive(f.Ctx, here, json.RawMessage(`[]`)); !matrix.IsCode(err, "M_BAD_JSON") {
 		t.Errorf("malformed: %v", err)
 	}
 }
@@ -228,16 +237,16 @@ func TestReceive(t *testing.T) {
 func TestConcurrent(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))
 	users := []matrix.UserID{bob, carol, "@dave:a.example", "@erin:a.example"}
-	room := f.room(alice, users...)
+	room := f.Room(alice, users...)
 	ids := make([]matrix.EventID, 20)
 	for i := range ids {
-		ids[i] = f.say(room, alice, "x")
+		ids[i] = f.Say(room, alice, "x")
 	}
 	done := make(chan struct{})
 	for _, u := range users {
 		go func() {
 			for _, id := range ids {
-				f.do(u, "POST", path(room, "m.read", id), `{}`)
+				f.Do(u, "POST", path(room, "m.read", id), `{}`)
 			}
 			done <- struct{}{}
 		}()
@@ -245,8 +254,8 @@ func TestConcurrent(t *testing.T) {
 	var pos stream.Pos
 	newest := map[matrix.UserID]stream.Pos{}
 	read := func() {
-		to := f.log.Head()
-		list, err := f.r.Since(f.ctx, alice, room, pos, to)
+		to := f.Log.Head()
+		list, err := f.r.Since(f.Ctx, alice, room, pos, to)
 		if err != nil {
 			t.Error(err)
 		}
@@ -276,14 +285,14 @@ func TestConcurrent(t *testing.T) {
 
 func BenchmarkPost(b *testing.B) {
 	f := open(b, sqldbtest.Open(b))
-	room := f.room(alice, bob)
+	room := f.Room(alice, bob)
 	ids := make([]matrix.EventID, b.N)
 	for i := range ids {
-		ids[i] = f.say(room, alice, "x")
+		ids[i] = f.Say(room, alice, "x")
 	}
 	f.content(alice, room, 0)
 	b.ResetTimer()
 	for _, id := range ids {
-		f.do(bob, "POST", path(room, "m.read", id), `{}`)
+		f.Do(bob, "POST", path(room, "m.read", id), `{}`)
 	}
 }

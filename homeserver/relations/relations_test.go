@@ -9,26 +9,37 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/history"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/relations"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
 
+const (
+	alice = partstest.Alice
+	bob   = partstest.Bob
+	carol = partstest.Carol
+)
+
+// world relates events and reads their relations.
+type world struct{ *partstest.World }
+
 func open(t testing.TB, db *sqldb.DB) (*world, *accountdata.Data) {
 	t.Helper()
-	w := newWorld(t, db)
-	data, err := accountdata.New(w.ctx, db, w.log)
+	w := &world{partstest.New(t, db, rooms.Options{})}
+	data, err := accountdata.New(w.Ctx, db, w.Log)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rel, err := relations.New(w.ctx, db, w.log, w.store, data, nil)
+	rel, err := relations.New(w.Ctx, db, w.Log, w.Events, data, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := history.New(history.Parts{DB: db, Log: w.log, Events: w.store, Hub: w.hub, Rooms: w.rooms, Data: data, Bundler: rel})
-	w.api.Add(h.Routes()...)
-	w.api.Add(rel.Routes(h)...)
-	w.run()
+	h := history.New(history.Parts{DB: db, Log: w.Log, Events: w.Events, Hub: w.Hub, Rooms: w.Rooms, Data: data, Bundler: rel})
+	w.API.Add(h.Routes()...)
+	w.API.Add(rel.Routes(h)...)
+	w.Run()
 	return w, data
 }
 
@@ -50,33 +61,33 @@ type event struct {
 }
 
 func (w *world) event(user matrix.UserID, room matrix.RoomID, id matrix.EventID) (e event) {
-	w.t.Helper()
-	out := w.want(user, "GET", "/_matrix/client/v3/rooms/"+string(room)+"/event/"+string(id), "", 200, "")
+	w.T.Helper()
+	out := w.Want(user, "GET", "/_matrix/client/v3/rooms/"+string(room)+"/event/"+string(id), "", 200, "")
 	if err := json.Unmarshal([]byte(out), &e); err != nil {
-		w.t.Fatal(err)
+		w.T.Fatal(err)
 	}
 	return e
 }
 
 func (w *world) relate(room matrix.RoomID, user matrix.UserID, typ, rel string, to matrix.EventID, more string) matrix.EventID {
-	w.t.Helper()
-	return w.send(room, user, typ, fmt.Sprintf(`{%s"m.relates_to":{"rel_type":%q,"event_id":%q,"key":"x"}}`, more, rel, to))
+	w.T.Helper()
+	return w.Send(room, user, typ, fmt.Sprintf(`{%s"m.relates_to":{"rel_type":%q,"event_id":%q,"key":"x"}}`, more, rel, to))
 }
 
 func (w *world) edit(room matrix.RoomID, user matrix.UserID, to matrix.EventID, text string) matrix.EventID {
-	w.t.Helper()
+	w.T.Helper()
 	return w.relate(room, user, "m.room.message", "m.replace", to, fmt.Sprintf(`"body":"* %s","m.new_content":{"body":%q},`, text, text))
 }
 
 func (w *world) reply(room matrix.RoomID, user matrix.UserID, root matrix.EventID, text string) matrix.EventID {
-	w.t.Helper()
+	w.T.Helper()
 	return w.relate(room, user, "m.room.message", "m.thread", root, fmt.Sprintf(`"body":%q,`, text))
 }
 
 func TestReplace(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	id := w.say(room, alice, "one")
+	room := w.Room(alice, bob)
+	id := w.Say(room, alice, "one")
 	if e := w.event(bob, room, id); e.Unsigned.Relations.Replace != nil {
 		t.Errorf("bundled %+v", e)
 	}
@@ -93,11 +104,11 @@ func TestReplace(t *testing.T) {
 	if e := w.event(bob, room, second); e.Unsigned.Relations.Replace != nil {
 		t.Errorf("an edit is edited: %+v", e)
 	}
-	w.redact(room, alice, second)
+	w.Redact(room, alice, second)
 	if r := w.event(bob, room, id).Unsigned.Relations.Replace; r == nil || r.ID != first {
 		t.Errorf("after the redaction %+v", r)
 	}
-	w.redact(room, alice, id)
+	w.Redact(room, alice, id)
 	if r := w.event(bob, room, id).Unsigned.Relations.Replace; r != nil {
 		t.Errorf("a redacted event keeps its edit %+v", r)
 	}
@@ -105,8 +116,8 @@ func TestReplace(t *testing.T) {
 
 func TestReference(t *testing.T) {
 	w, data := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	id := w.say(room, alice, "one")
+	room := w.Room(alice, bob)
+	id := w.Say(room, alice, "one")
 	a := w.relate(room, alice, "m.room.message", "m.reference", id, "")
 	b := w.relate(room, bob, "m.room.message", "m.reference", id, "")
 	w.relate(room, bob, "m.reaction", "m.annotation", id, "")
@@ -122,7 +133,7 @@ func TestReference(t *testing.T) {
 
 func ignore(t *testing.T, w *world, data *accountdata.Data, user, whom matrix.UserID) {
 	t.Helper()
-	if err := data.Put(w.ctx, user, "", "m.ignored_user_list", json.RawMessage(fmt.Sprintf(`{"ignored_users":{%q:{}}}`, whom))); err != nil {
+	if err := data.Put(w.Ctx, user, "", "m.ignored_user_list", json.RawMessage(fmt.Sprintf(`{"ignored_users":{%q:{}}}`, whom))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -130,8 +141,8 @@ func ignore(t *testing.T, w *world, data *accountdata.Data, user, whom matrix.Us
 func TestThread(t *testing.T) {
 	db := sqldbtest.Open(t)
 	w, _ := open(t, db)
-	room := w.room(alice, bob, carol)
-	root := w.say(room, alice, "root")
+	room := w.Room(alice, bob, carol)
+	root := w.Say(room, alice, "root")
 	w.reply(room, bob, root, "a")
 	last := w.reply(room, bob, root, "b")
 	edit := w.edit(room, bob, last, "B")
@@ -150,9 +161,9 @@ func TestThread(t *testing.T) {
 	}
 	more := w.reply(room, carol, root, "c")
 	check(carol, 3, more, true)
-	w.redact(room, carol, more)
+	w.Redact(room, carol, more)
 	check(carol, 2, last, false)
-	w.stop()
+	w.Stop()
 	var data *accountdata.Data
 	w, data = open(t, db)
 	check(alice, 2, last, true)
@@ -162,7 +173,7 @@ func TestThread(t *testing.T) {
 	check(alice, 2, last, true)
 	check(bob, 3, other, true)
 	// Pages of messages bundle too.
-	out := w.want(bob, "GET", "/_matrix/client/v3/rooms/"+string(room)+"/messages?dir=f&limit=100", "", 200, "")
+	out := w.Want(bob, "GET", "/_matrix/client/v3/rooms/"+string(room)+"/messages?dir=f&limit=100", "", 200, "")
 	if strings.Count(out, `"m.thread":{"latest_event"`) != 1 {
 		t.Errorf("messages %s", out)
 	}
@@ -176,9 +187,9 @@ type page struct {
 }
 
 func (w *world) page(user matrix.UserID, path string) (p page) {
-	w.t.Helper()
-	if err := json.Unmarshal([]byte(w.want(user, "GET", path, "", 200, "")), &p); err != nil {
-		w.t.Fatal(err)
+	w.T.Helper()
+	if err := json.Unmarshal([]byte(w.Want(user, "GET", path, "", 200, "")), &p); err != nil {
+		w.T.Fatal(err)
 	}
 	return p
 }
@@ -199,14 +210,14 @@ func joined(list ...matrix.EventID) (s string) {
 
 func TestRelations(t *testing.T) {
 	w, _ := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	id := w.say(room, alice, "one")
+	room := w.Room(alice, bob)
+	id := w.Say(room, alice, "one")
 	a := w.relate(room, bob, "m.reaction", "m.annotation", id, "")
 	b := w.reply(room, bob, id, "b")
 	c := w.edit(room, alice, id, "c")
 	d := w.relate(room, alice, "m.reaction", "m.annotation", b, "")
 	e := w.relate(room, alice, "x.y", "m.reference", d, "")
-	w.say(room, alice, "unrelated")
+	w.Say(room, alice, "unrelated")
 	base := "/_matrix/client/v1/rooms/" + string(room) + "/relations/"
 	for _, x := range []struct {
 		rest string
@@ -254,22 +265,22 @@ func TestRelations(t *testing.T) {
 			t.Errorf("%s: %s, want %s", query, got, want)
 		}
 	}
-	w.redact(room, bob, a)
+	w.Redact(room, bob, a)
 	if p := w.page(bob, base+string(id)+"/m.annotation"); len(p.Chunk) != 0 {
 		t.Errorf("redacted: %+v", p)
 	}
-	w.want(bob, "GET", base+"$nowhere", "", 404, "M_NOT_FOUND")
-	w.want(carol, "GET", base+string(id), "", 404, "M_NOT_FOUND")
-	w.want(bob, "GET", base+string(id)+"?dir=x", "", 400, "M_INVALID_PARAM")
-	w.want(bob, "GET", base+string(id)+"?from=x", "", 400, "M_INVALID_PARAM")
-	w.want(bob, "GET", base+string(id)+"?recurse=1", "", 400, "M_INVALID_PARAM")
-	w.want(bob, "GET", base+string(id)+"?limit=0", "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", base+"$nowhere", "", 404, "M_NOT_FOUND")
+	w.Want(carol, "GET", base+string(id), "", 404, "M_NOT_FOUND")
+	w.Want(bob, "GET", base+string(id)+"?dir=x", "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", base+string(id)+"?from=x", "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", base+string(id)+"?recurse=1", "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", base+string(id)+"?limit=0", "", 400, "M_INVALID_PARAM")
 }
 
 func TestThreads(t *testing.T) {
 	w, data := open(t, sqldbtest.Open(t))
-	room := w.room(alice, bob)
-	a, b, c := w.say(room, alice, "a"), w.say(room, bob, "b"), w.say(room, alice, "c")
+	room := w.Room(alice, bob)
+	a, b, c := w.Say(room, alice, "a"), w.Say(room, bob, "b"), w.Say(room, alice, "c")
 	w.reply(room, alice, c, "1")
 	w.reply(room, alice, b, "2")
 	w.reply(room, alice, a, "3")
@@ -305,7 +316,7 @@ func TestThreads(t *testing.T) {
 			t.Errorf("the root of an ignored user: %+v", e)
 		}
 	}
-	w.want(carol, "GET", path, "", 403, "M_FORBIDDEN")
-	w.want(bob, "GET", path+"?include=x", "", 400, "M_INVALID_PARAM")
-	w.want(bob, "GET", path+"?from=x", "", 400, "M_INVALID_PARAM")
+	w.Want(carol, "GET", path, "", 403, "M_FORBIDDEN")
+	w.Want(bob, "GET", path+"?include=x", "", 400, "M_INVALID_PARAM")
+	w.Want(bob, "GET", path+"?from=x", "", 400, "M_INVALID_PARAM")
 }
