@@ -164,6 +164,11 @@ func (r *Rooms) enter(ctx context.Context, ev *events.Event, joined RemoteJoin) 
 func (r *Rooms) enterOnce(ctx context.Context, ev *events.Event, st map[state.Key]*events.Event, fresh []*events.Event) error {
 	rm := r.get(ev.Room)
 	rm.mu.Lock()
+	for rm.gone {
+		rm.mu.Unlock()
+		rm = r.get(ev.Room)
+		rm.mu.Lock()
+	}
 	err := r.load(ctx, rm)
 	if err != nil && !matrix.IsCode(err, "M_NOT_FOUND") {
 		rm.mu.Unlock()

@@ -25,6 +25,7 @@ type room struct {
 
 	mu      sync.Mutex
 	loaded  bool
+	gone    bool            // no longer in Rooms.cached: get it again
 	gen     uint64          // raised each time it is loaded
 	flying  int             // appends handed to the log and not yet answered
 	last    *stream.Pending // the newest of them

@@ -72,11 +72,16 @@ type Rooms struct {
 
 	mu     sync.Mutex
 	cached map[matrix.RoomID]*room
-	weight int // state entries held in memory
+	weight int // held in memory, see maxWeight
 }
 
-// maxWeight bounds the state entries held in memory, over all rooms.
-const maxWeight = 400_000
+// maxWeight bounds what is held of all rooms in memory, counted in members;
+// another state entry, which is kept with its event, weighs as much as
+// eventWeight of them (some 200 bytes a member).
+const (
+	maxWeight   = 300_000
+	eventWeight = 12
+)
 
 const (
 	qRoom       = `SELECT version, seq, tips, depth FROM rooms WHERE room_id = $1`
@@ -178,13 +183,32 @@ func (r *Rooms) get(id matrix.RoomID) *room {
 
 // locked returns the room loaded and locked; M_NOT_FOUND if it is not known.
 func (r *Rooms) locked(ctx context.Context, id matrix.RoomID) (*room, error) {
-	rm := r.get(id)
-	rm.mu.Lock()
-	if err := r.load(ctx, rm); err != nil {
-		rm.mu.Unlock()
-		return nil, err
+	for {
+		rm := r.get(id)
+		rm.mu.Lock()
+		if rm.gone { // let go of while we waited for it
+			rm.mu.Unlock()
+			continue
+		}
+		if err := r.load(ctx, rm); err != nil {
+			r.drop(rm)
+			rm.mu.Unlock()
+			return nil, err
+		}
+		return rm, nil
 	}
-	return rm, nil
+}
+
+// drop lets go of a room that could not be loaded: unknown rooms that somebody
+// asks for must not fill the memory. The room is locked.
+func (r *Rooms) drop(rm *room) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.cached[rm.id] == rm && rm.flying == 0 {
+		delete(r.cached, rm.id)
+		r.weight -= rm.weight
+		rm.weight, rm.gone = 0, true
+	}
 }
 
 // load fills rm, which the caller has locked.
@@ -240,11 +264,11 @@ func (r *Rooms) load(ctx context.Context, rm *room) error {
 	rm.levels = nil
 	rm.loaded = true
 	rm.gen++
-	r.weigh(rm, len(rows))
+	r.weigh(rm, len(rows)+eventWeight*len(evs))
 	return nil
 }
 
-// weigh counts a loaded room's entries and lets go of the rooms used longest
+// weigh counts what a loaded room holds and lets go of the rooms used longest
 // ago when too many are held.
 func (r *Rooms) weigh(rm *room, n int) {
 	r.mu.Lock()
@@ -260,7 +284,7 @@ func (r *Rooms) weigh(rm *room, n int) {
 			if o.flying == 0 {
 				delete(r.cached, id)
 				r.weight -= o.weight
-				o.weight, o.loaded = 0, false
+				o.weight, o.loaded, o.gone = 0, false, true
 			}
 			o.mu.Unlock()
 		}
