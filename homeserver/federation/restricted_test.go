@@ -19,7 +19,7 @@ func TestRestricted(t *testing.T) {
 	room, err := a.rooms.Create(ctx, alice, rooms.CreateRequest{
 		Preset: "private_chat", Version: "8",
 		InitialState: []rooms.InitialState{{
-			Type: "m.room.join_rules",
+			Type:    "m.room.join_rules",
 			Content: json.RawMessage(fmt.Sprintf(`{"join_rule":"restricted","allow":[{"type":"m.room_membership","room_id":%q}]}`, allowed)),
 		}},
 	}, 0)
