@@ -312,7 +312,7 @@ func plainEvent(typ string, content []byte) []byte {
 	b := make([]byte, 0, len(typ)+len(content)+24)
 	b = append(append(b, `{"content":`...), content...)
 	b = append(b, `,"type":`...)
-	return append(events.AppendString(b, typ), '}')
+	return append(matrix.AppendJSONString(b, typ), '}')
 }
 
 func appendEvents(dst []byte, list [][]byte) []byte {
@@ -362,7 +362,7 @@ func (s *Sync) appendKeyCounts(b []byte, q *request) []byte {
 			b = append(b, ',')
 		}
 		first = false
-		b = events.AppendString(b, alg)
+		b = matrix.AppendJSONString(b, alg)
 		b = append(b, ':')
 		b = appendInt(b, n)
 	}
@@ -371,7 +371,7 @@ func (s *Sync) appendKeyCounts(b []byte, q *request) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = events.AppendString(b, alg)
+		b = matrix.AppendJSONString(b, alg)
 	}
 	return append(b, ']')
 }

@@ -29,7 +29,7 @@ func (s *section) add(id matrix.RoomID) {
 		s.b = append(s.b, ',')
 	}
 	s.count++
-	s.b = events.AppendString(s.b, string(id))
+	s.b = matrix.AppendJSONString(s.b, string(id))
 	s.b = append(s.b, ':')
 }
 

@@ -153,7 +153,7 @@ func appendIDs(dst []byte, ids []matrix.EventID) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = AppendString(dst, string(id))
+		dst = matrix.AppendJSONString(dst, string(id))
 	}
 	return append(dst, ']')
 }
@@ -180,24 +180,24 @@ func (w *pduWriter) write(b, content, hashes, signatures []byte) []byte {
 	b = append(b, w.prev...)
 	if p.Redacts != "" {
 		b = append(b, `,"redacts":`...)
-		b = AppendString(b, string(p.Redacts))
+		b = matrix.AppendJSONString(b, string(p.Redacts))
 	}
 	if p.Room != "" {
 		b = append(b, `,"room_id":`...)
-		b = AppendString(b, string(p.Room))
+		b = matrix.AppendJSONString(b, string(p.Room))
 	}
 	b = append(b, `,"sender":`...)
-	b = AppendString(b, string(p.Sender))
+	b = matrix.AppendJSONString(b, string(p.Sender))
 	if signatures != nil {
 		b = append(b, `,"signatures":`...)
 		b = append(b, signatures...)
 	}
 	if p.StateKey != nil {
 		b = append(b, `,"state_key":`...)
-		b = AppendString(b, *p.StateKey)
+		b = matrix.AppendJSONString(b, *p.StateKey)
 	}
 	b = append(b, `,"type":`...)
-	b = AppendString(b, p.Type)
+	b = matrix.AppendJSONString(b, p.Type)
 	return append(b, '}')
 }
 

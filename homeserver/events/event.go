@@ -205,7 +205,7 @@ func (e *Event) AppendClient(dst []byte, f ClientFormat) []byte {
 	dst = append(dst, e.clientPrefix()...)
 	if !f.NoRoomID {
 		dst = append(dst, `,"room_id":`...)
-		dst = AppendString(dst, string(e.Room))
+		dst = matrix.AppendJSONString(dst, string(e.Room))
 	}
 	dst = e.appendUnsigned(dst, f)
 	return append(dst, '}')
@@ -222,20 +222,20 @@ func (e *Event) clientPrefix() []byte {
 	b = append(b, `{"content":`...)
 	b = append(b, e.clientContent(content)...)
 	b = append(b, `,"event_id":`...)
-	b = AppendString(b, string(e.ID))
+	b = matrix.AppendJSONString(b, string(e.ID))
 	b = append(b, `,"origin_server_ts":`...)
 	b = strconv.AppendInt(b, e.TS, 10)
 	b = append(b, `,"sender":`...)
-	b = AppendString(b, string(e.Sender))
+	b = matrix.AppendJSONString(b, string(e.Sender))
 	if e.StateKey != nil {
 		b = append(b, `,"state_key":`...)
-		b = AppendString(b, *e.StateKey)
+		b = matrix.AppendJSONString(b, *e.StateKey)
 	}
 	b = append(b, `,"type":`...)
-	b = AppendString(b, e.Type)
+	b = matrix.AppendJSONString(b, e.Type)
 	if e.Redacts != "" {
 		b = append(b, `,"redacts":`...)
-		b = AppendString(b, string(e.Redacts))
+		b = matrix.AppendJSONString(b, string(e.Redacts))
 	}
 	e.client.Store(&b)
 	return b
@@ -247,7 +247,7 @@ func (e *Event) clientContent(content []byte) []byte {
 	if e.Redacts == "" || gjson.GetBytes(content, "redacts").Exists() {
 		return content
 	}
-	b := append([]byte(`{"redacts":`), AppendString(nil, string(e.Redacts))...)
+	b := append([]byte(`{"redacts":`), matrix.AppendJSONString(nil, string(e.Redacts))...)
 	if string(content) != "{}" {
 		b = append(b, ',')
 	}
@@ -269,21 +269,21 @@ func (e *Event) appendUnsigned(dst []byte, f ClientFormat) []byte {
 	if f.ReaderMembership != "" {
 		sep()
 		dst = append(dst, `"membership":`...)
-		dst = AppendString(dst, f.ReaderMembership)
+		dst = matrix.AppendJSONString(dst, f.ReaderMembership)
 	}
 	if id := e.transactionID(f.User, f.Device); id != "" {
 		sep()
 		dst = append(dst, `"transaction_id":`...)
-		dst = AppendString(dst, id)
+		dst = matrix.AppendJSONString(dst, id)
 	}
 	if p := e.Replaced; p != nil {
 		sep()
 		dst = append(dst, `"prev_content":`...)
 		dst = append(dst, p.Content()...)
 		dst = append(dst, `,"replaces_state":`...)
-		dst = AppendString(dst, string(p.ID))
+		dst = matrix.AppendJSONString(dst, string(p.ID))
 		dst = append(dst, `,"prev_sender":`...)
-		dst = AppendString(dst, string(p.Sender))
+		dst = matrix.AppendJSONString(dst, string(p.Sender))
 	}
 	if r := e.Redaction; r != nil {
 		sep()
@@ -304,16 +304,13 @@ func (e *Event) AppendStripped(dst []byte) []byte {
 	dst = append(dst, `{"content":`...)
 	dst = append(dst, e.Content()...)
 	dst = append(dst, `,"sender":`...)
-	dst = AppendString(dst, string(e.Sender))
+	dst = matrix.AppendJSONString(dst, string(e.Sender))
 	dst = append(dst, `,"state_key":`...)
-	dst = AppendString(dst, e.Key())
+	dst = matrix.AppendJSONString(dst, e.Key())
 	dst = append(dst, `,"type":`...)
-	dst = AppendString(dst, e.Type)
+	dst = matrix.AppendJSONString(dst, e.Type)
 	return append(dst, '}')
 }
-
-// AppendString appends s as a JSON string.
-func AppendString(dst []byte, s string) []byte { return matrix.AppendJSONString(dst, s) }
 
 // Placed returns a copy that has its place: row number, position in the
 // timeline, and the row that it replaces in the state (0 for none).
