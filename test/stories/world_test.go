@@ -450,21 +450,7 @@ func (w *world) unit(unit string) id.RoomID {
 // events are all events of a room in their order, as the bot sees them.
 func (w *world) events(room id.RoomID) []*event.Event {
 	w.t.Helper()
-	var all []*event.Event
-	from := ""
-	for {
-		page, err := w.svc.Client().Bot().Messages(w.t.Context(), room, from, "", 'b', nil, 500)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		all = append(all, page.Chunk...)
-		if page.End == "" || len(page.Chunk) == 0 {
-			break
-		}
-		from = page.End
-	}
-	slices.Reverse(all)
-	return all
+	return roomEvents(w.t, w.svc.Client().Bot(), room)
 }
 
 // joined are the local names of a room's members, sorted, without the bot.
