@@ -225,10 +225,10 @@ func sameJSON(a, b string) bool {
 	if a == b {
 		return true
 	}
-	x, err := canonical([]byte(a))
+	x, err := matrix.CanonicalJSON([]byte(a), true)
 	if err != nil {
 		return false
 	}
-	y, err := canonical([]byte(b))
+	y, err := matrix.CanonicalJSON([]byte(b), true)
 	return err == nil && string(x) == string(y)
 }

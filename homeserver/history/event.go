@@ -162,9 +162,9 @@ func (x *around) encode() []byte {
 		newest = x.after[n-1].Pos
 	}
 	b = append(b, `{"start":`...)
-	b = events.AppendString(b, Token(oldest-1))
+	b = matrix.AppendJSONString(b, Token(oldest-1))
 	b = append(b, `,"end":`...)
-	b = events.AppendString(b, Token(newest))
+	b = matrix.AppendJSONString(b, Token(newest))
 	b = append(b, `,"event":`...)
 	b = x.read.append(b, x.event)
 	b = append(b, `,"events_before":`...)

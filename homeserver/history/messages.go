@@ -207,7 +207,7 @@ func (p *page) collect(tx *sqldb.Tx, q query) error {
 func (p *page) encode(start string, q query) []byte {
 	b := make([]byte, 0, 256+1024*(len(p.events)+len(p.members)))
 	b = append(b, `{"start":`...)
-	b = events.AppendString(b, start)
+	b = matrix.AppendJSONString(b, start)
 	// At the newest event a client goes on with /sync, but it may also ask
 	// again here; at the oldest there is nothing more.
 	more := !p.atEnd || q.hasTo || q.forward && len(p.events) > 0
@@ -216,7 +216,7 @@ func (p *page) encode(start string, q query) []byte {
 	}
 	if more {
 		b = append(b, `,"end":`...)
-		b = events.AppendString(b, Token(p.cursor))
+		b = matrix.AppendJSONString(b, Token(p.cursor))
 	}
 	b = append(b, `,"chunk":`...)
 	b = p.read.AppendList(b, p.events)

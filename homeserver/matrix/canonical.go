@@ -36,6 +36,18 @@ func CanonicalJSON(raw []byte, strict bool) ([]byte, error) {
 	return appendCanonical(make([]byte, 0, len(raw)), gjson.ParseBytes(raw), strict, 0)
 }
 
+// CanonicalObject is CanonicalJSON of an object without some of its keys.
+func CanonicalObject(raw []byte, strict bool, without ...string) ([]byte, error) {
+	if !gjson.ValidBytes(raw) || !utf8.Valid(raw) {
+		return nil, errors.New("not valid JSON")
+	}
+	v := gjson.ParseBytes(raw)
+	if !v.IsObject() {
+		return nil, errors.New("not a JSON object")
+	}
+	return appendObject(make([]byte, 0, len(raw)), v, strict, 0, without...)
+}
+
 func appendCanonical(b []byte, v gjson.Result, strict bool, depth int) ([]byte, error) {
 	if depth > maxDepth {
 		return nil, fmt.Errorf("nested deeper than %d", maxDepth)
@@ -64,7 +76,7 @@ func appendCanonical(b []byte, v gjson.Result, strict bool, depth int) ([]byte, 
 	return append(b, v.Raw...), nil // true, false, null
 }
 
-func appendObject(b []byte, v gjson.Result, strict bool, depth int) ([]byte, error) {
+func appendObject(b []byte, v gjson.Result, strict bool, depth int, without ...string) ([]byte, error) {
 	type entry struct {
 		key   string
 		value gjson.Result
@@ -72,7 +84,9 @@ func appendObject(b []byte, v gjson.Result, strict bool, depth int) ([]byte, err
 	var few [24]entry
 	entries := few[:0]
 	v.ForEach(func(k, e gjson.Result) bool {
-		entries = append(entries, entry{k.Str, e})
+		if !slices.Contains(without, k.Str) {
+			entries = append(entries, entry{k.Str, e})
+		}
 		return true
 	})
 	slices.SortStableFunc(entries, func(x, y entry) int { return strings.Compare(x.key, y.key) })

@@ -35,6 +35,18 @@ func TestCanonicalJSON(t *testing.T) {
 	}
 }
 
+func TestCanonicalObject(t *testing.T) {
+	got, err := matrix.CanonicalObject([]byte(`{"z":1,"signatures":{},"a":{"signatures":2},"\u0073ignatures":3,"unsigned":4}`), true, "signatures", "unsigned")
+	if err != nil || string(got) != `{"a":{"signatures":2},"z":1}` {
+		t.Errorf("%s, %v", got, err)
+	}
+	for _, bad := range []string{`[]`, `1`, `{`, `{"a":0.5}`, "{\"a\":\"\xff\"}"} {
+		if got, err := matrix.CanonicalObject([]byte(bad), true); err == nil {
+			t.Errorf("%s was taken: %s", bad, got)
+		}
+	}
+}
+
 func FuzzCanonicalJSON(f *testing.F) {
 	for _, s := range []string{`{"a":[1,{"b":"c\"d"}]}`, `"\ud800"`, `{"\u0000":""}`, `-0`, `[[[[]]]]`} {
 		f.Add([]byte(s))

@@ -1,7 +1,6 @@
 package receipts
 
 import (
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,23 +55,23 @@ func encodeOne(list []*Receipt) []byte {
 			if i > 0 {
 				b = append(b, "}},"...)
 			}
-			b = appendString(b, string(x.Event))
+			b = matrix.AppendJSONString(b, string(x.Event))
 			b = append(b, ":{"...)
-			b = appendString(b, x.Type)
+			b = matrix.AppendJSONString(b, x.Type)
 			b = append(b, ":{"...)
 		case list[i-1].Type != x.Type:
 			b = append(b, "},"...)
-			b = appendString(b, x.Type)
+			b = matrix.AppendJSONString(b, x.Type)
 			b = append(b, ":{"...)
 		default:
 			b = append(b, ',')
 		}
-		b = appendString(b, string(x.User))
+		b = matrix.AppendJSONString(b, string(x.User))
 		b = append(b, `:{"ts":`...)
 		b = strconv.AppendInt(b, x.TS, 10)
 		if x.Thread != "" {
 			b = append(b, `,"thread_id":`...)
-			b = appendString(b, x.Thread)
+			b = matrix.AppendJSONString(b, x.Thread)
 		}
 		b = append(b, '}')
 	}
@@ -80,17 +79,4 @@ func encodeOne(list []*Receipt) []byte {
 		b = append(b, "}}"...)
 	}
 	return append(b, '}')
-}
-
-// appendString quotes s, by hand where nothing needs an escape.
-func appendString(b []byte, s string) []byte {
-	for i := 0; i < len(s); i++ {
-		if c := s[i]; c < 0x20 || c == '"' || c == '\\' || c >= 0x7f {
-			q, _ := json.Marshal(s) // a string always encodes
-			return append(b, q...)
-		}
-	}
-	b = append(b, '"')
-	b = append(b, s...)
-	return append(b, '"')
 }

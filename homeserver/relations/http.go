@@ -166,11 +166,11 @@ func encodePage(read *history.Reader, list []*events.Event, more bool, q query, 
 			pos--
 		}
 		b = append(b, `,"next_batch":`...)
-		b = events.AppendString(b, history.Token(pos))
+		b = matrix.AppendJSONString(b, history.Token(pos))
 	}
 	if from != "" {
 		b = append(b, `,"prev_batch":`...)
-		b = events.AppendString(b, from)
+		b = matrix.AppendJSONString(b, from)
 	}
 	if q.recurse {
 		b = append(b, fmt.Sprintf(`,"recursion_depth":%d`, depth)...)
@@ -331,7 +331,7 @@ pages:
 	b = read.AppendList(b, roots)
 	if more {
 		b = append(b, `,"next_batch":`...)
-		b = events.AppendString(b, history.Token(next))
+		b = matrix.AppendJSONString(b, history.Token(next))
 	}
 	return append(b, '}'), nil
 }

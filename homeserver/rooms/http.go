@@ -319,7 +319,7 @@ func (r *Rooms) sendDraft(c *httpapi.Call, d Draft) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return httpapi.Raw(append(events.AppendString([]byte(`{"event_id":`), string(event)), '}')), nil
+	return httpapi.Raw(append(matrix.AppendJSONString([]byte(`{"event_id":`), string(event)), '}')), nil
 }
 
 func (r *Rooms) putRedact(c *httpapi.Call) (any, error) {
