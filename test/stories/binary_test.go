@@ -56,6 +56,7 @@ func program(t testing.TB) string {
 // site is a machine on which the program runs.
 type site struct {
 	t      testing.TB
+	whole  testing.TB // when it ends, the program does
 	dir    string
 	config string
 	url    string
@@ -88,7 +89,7 @@ func (o *output) String() string {
 // newSite writes a configuration.
 func newSite(t testing.TB, more string) *site {
 	t.Helper()
-	s := &site{t: t, dir: t.TempDir(), bin: program(t)}
+	s := &site{t: t, whole: t, dir: t.TempDir(), bin: program(t)}
 	addr := freeAddr(t)
 	s.url = "http://" + addr
 	s.config = filepath.Join(s.dir, "carillon.yaml")
@@ -127,7 +128,7 @@ func (s *site) start() {
 	}
 	cmd, done := s.cmd, s.done
 	go func() { _ = cmd.Wait(); close(done) }()
-	s.t.Cleanup(func() { _ = cmd.Process.Kill(); <-done })
+	s.whole.Cleanup(func() { _ = cmd.Process.Kill(); <-done })
 	eventually(s.t, "the program answers", func() bool {
 		select {
 		case <-done:

@@ -39,7 +39,7 @@ func TestANewcomerTriesTheDemo(t *testing.T) {
 	t.Parallel()
 	addr := freeAddr(t)
 	dir := filepath.Join(t.TempDir(), "data")
-	s := &site{t: t, dir: dir, config: filepath.Join(dir, "carillon.yaml"), url: strings.Replace("http://"+addr, "127.0.0.1", "localhost", 1), bin: program(t)}
+	s := &site{t: t, whole: t, dir: dir, config: filepath.Join(dir, "carillon.yaml"), url: strings.Replace("http://"+addr, "127.0.0.1", "localhost", 1), bin: program(t)}
 	s.args = []string{"serve", "--demo", "--data", dir, "--listen", addr}
 	began := time.Now()
 	s.start()
