@@ -277,3 +277,47 @@ func TestSearch(t *testing.T) {
 		f.Want("", "POST", path, `{"search_term":"x"}`, 401, "M_MISSING_TOKEN")
 	}
 }
+
+func TestMutualRooms(t *testing.T) {
+	f := open(t, directory.Options{})
+	var both []matrix.RoomID
+	for range 101 {
+		both = append(both, f.Room(alice, bob))
+	}
+	f.Room(alice)
+	f.Room(bob, carol)
+	const path = "/_matrix/client/v1/mutual_rooms?user_id="
+	var page struct {
+		Joined []matrix.RoomID
+		Count  int
+		Next   string `json:"next_batch"`
+	}
+	json.Unmarshal([]byte(f.Want(alice, "GET", path+string(bob), "", 200, "")), &page)
+	seen := map[matrix.RoomID]bool{}
+	for _, r := range page.Joined {
+		seen[r] = true
+	}
+	if len(page.Joined) != 100 || page.Count != 101 || page.Next == "" {
+		t.Fatalf("%d of %d, next %q", len(page.Joined), page.Count, page.Next)
+	}
+	next := page.Next
+	page.Next = ""
+	json.Unmarshal([]byte(f.Want(alice, "GET", path+string(bob)+"&from="+url.QueryEscape(next), "", 200, "")), &page)
+	for _, r := range page.Joined {
+		seen[r] = true
+	}
+	for _, r := range both {
+		if !seen[r] {
+			t.Errorf("%s is missing", r)
+		}
+	}
+	if len(page.Joined) != 1 || page.Next != "" || len(seen) != 101 {
+		t.Errorf("second page %+v", page)
+	}
+	if got := f.Want(alice, "GET", path+string(carol), "", 200, ""); got != `{"count":0,"joined":[]}` {
+		t.Errorf("alice and carol: %s", got)
+	}
+	for _, q := range []string{"/_matrix/client/v1/mutual_rooms", path + "bob", path + string(alice), path + string(bob) + "&from=x"} {
+		f.Want(alice, "GET", q, "", 400, "M_INVALID_PARAM")
+	}
+}

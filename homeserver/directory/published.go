@@ -225,7 +225,7 @@ func (d *Directory) published(ctx context.Context, q Query) ([]Entry, error) {
 	term := strings.ToLower(q.Filter.Term)
 	var list []Entry
 	for _, id := range ids {
-		e, err := d.entry(ctx, id)
+		e, err := d.Describe(ctx, id)
 		if matrix.IsCode(err, "M_NOT_FOUND") {
 			continue
 		} else if err != nil {
@@ -247,13 +247,13 @@ func (d *Directory) published(ctx context.Context, q Query) ([]Entry, error) {
 	return list, nil
 }
 
-// entry reads what the list shows of a room.
-func (d *Directory) entry(ctx context.Context, room matrix.RoomID) (Entry, error) {
+// Describe reads what the list shows of a room; M_NOT_FOUND if it is not known here.
+func (d *Directory) Describe(ctx context.Context, room matrix.RoomID) (Entry, error) {
 	summary, err := d.rooms.Summary(ctx, room)
 	if err != nil {
 		return Entry{}, err
 	}
-	e := Entry{Room: room, Members: summary.Joined}
+	e := Entry{Room: room, Members: summary.Joined, JoinRule: "invite"}
 	for _, f := range []struct {
 		typ string
 		set func(content []byte)
@@ -266,7 +266,7 @@ func (d *Directory) entry(ctx context.Context, room matrix.RoomID) (Entry, error
 			e.WorldReadable = gjson.GetBytes(c, "history_visibility").String() == "world_readable"
 		}},
 		{"m.room.guest_access", func(c []byte) { e.GuestCanJoin = gjson.GetBytes(c, "guest_access").String() == "can_join" }},
-		{"m.room.join_rules", func(c []byte) { e.JoinRule = gjson.GetBytes(c, "join_rule").String() }},
+		{"m.room.join_rules", func(c []byte) { e.JoinRule = cmp.Or(gjson.GetBytes(c, "join_rule").String(), e.JoinRule) }},
 		{"m.room.create", func(c []byte) { e.Type = gjson.GetBytes(c, "type").String() }},
 	} {
 		ev, err := d.rooms.State(ctx, room, f.typ, "")
