@@ -425,11 +425,9 @@ func (w *work) listChanges(tx *sqldb.Tx, changed, left map[matrix.UserID]bool) e
 	for i := range w.snap.Rooms {
 		r := &w.snap.Rooms[i]
 		if r.Joined > q.since.Pos {
-			for _, u := range h.Members(r.ID) {
-				if u != q.user {
-					changed[u] = true
-					w.met = append(w.met, u)
-				}
+			for _, u := range h.Members(r.ID) { // the user too: his other devices read along
+				changed[u] = true
+				w.met = append(w.met, u)
 			}
 			continue
 		}

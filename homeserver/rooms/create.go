@@ -50,7 +50,7 @@ func presetOf(name string) (preset, bool) {
 	case "private_chat", "trusted_private_chat":
 		return preset{spec.Invite, "shared", "can_join", 0}, true
 	case "public_chat":
-		return preset{spec.Public, "shared", "forbidden", 50}, true
+		return preset{spec.Public, "shared", "", 50}, true
 	}
 	return preset{}, false
 }
@@ -221,7 +221,7 @@ func (r *Rooms) firstEvents(ctx context.Context, rm *room, creator matrix.UserID
 		{spec.MRoomHistoryVisibility, "history_visibility", p.history},
 		{"m.room.guest_access", "guest_access", p.guests},
 	} {
-		if given(s.typ) {
+		if s.value == "" || given(s.typ) { // guests are forbidden where nothing is said
 			continue
 		}
 		if err := add(s.typ, "", map[string]any{s.field: s.value}); err != nil {

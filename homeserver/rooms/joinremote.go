@@ -34,7 +34,9 @@ func (r *Rooms) candidates(ctx context.Context, c MemberChange) ([]matrix.Server
 	if m != nil && m.Sender != "" {
 		list = append(list, m.Sender.Server())
 	}
-	list = append(list, r.hub.Servers(c.Room)...)
+	if len(list) == 0 {
+		list = r.hub.Servers(c.Room)
+	}
 	if s := c.Room.Server(); s != "" && len(list) == 0 { // its name says who made the room, not who is in it
 		list = append(list, s)
 	}
