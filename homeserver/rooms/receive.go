@@ -463,24 +463,12 @@ func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error
 	if err != nil {
 		return nil, err
 	}
-	e := ev.Placed(ev.NID, 0, 0)
-	b := &built{ev: e}
+	b := &built{ev: ev.Placed(ev.NID, 0, 0)}
 	verdict := rejected
-	linear := foreign == nil && sameSet(ev.PrevEvents(), rm.tips)
-	if e.Redacts != "" {
-		if b.redacts, err = r.mayRedact(ctx, rm, e, e.Sender); err != nil {
-			rm.mu.Unlock()
-			return nil, err
-		}
-	}
-	switch {
-	case linear && verdict == nil:
-		if verdict = r.authorise(ctx, rm, e); verdict == nil {
-			err = r.remember(ctx, rm, b)
-		}
-	case !linear:
-		verdict, err = r.fork(ctx, rm, b, verdict, foreign)
-	}
+	err = rm.guarded(func() (err error) {
+		verdict, err = r.judge(ctx, rm, b, rejected, foreign)
+		return err
+	})
 	if err != nil {
 		rm.loaded = false
 		rm.mu.Unlock()
@@ -491,32 +479,33 @@ func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error
 			rm.mu.Unlock()
 			return nil, verdict
 		}
-		e.Flags |= events.FlagRejected
+		b.ev.Flags |= events.FlagRejected
 		b.pend, b.noState = &pending{}, true
 	}
-	placed, err := r.commitOne(ctx, rm, b)
-	if err != nil {
+	if err := r.commit(ctx, rm, []*built{b}); err != nil {
 		return nil, err
 	}
-	return placed, verdict
+	return b.placed, verdict
 }
 
-// commitOne hands one event to the log, unlocks the room and waits.
-func (r *Rooms) commitOne(ctx context.Context, rm *room, b *built) (*events.Event, error) {
-	gen := rm.gen
-	w, err := r.start(ctx, rm, []*built{b}, nil)
-	rm.mu.Unlock()
-	if err != nil {
-		return nil, err
+// judge authorises an event and applies it to the room in memory; the verdict
+// says why it is rejected.
+func (r *Rooms) judge(ctx context.Context, rm *room, b *built, rejected error, foreign *foreignState) (verdict, err error) {
+	if b.ev.Redacts != "" {
+		if b.redacts, err = r.mayRedact(ctx, rm, b.ev, b.ev.Sender); err != nil {
+			return nil, err
+		}
 	}
-	_, err = w.Wait()
-	rm.mu.Lock()
-	r.settle(rm, []*built{b}, gen, err)
-	rm.mu.Unlock()
-	if err != nil {
-		return nil, err
+	if foreign != nil || !sameSet(b.ev.PrevEvents(), rm.tips) {
+		return r.fork(ctx, rm, b, rejected, foreign)
 	}
-	return b.placed, nil
+	if rejected != nil {
+		return rejected, nil
+	}
+	if verdict = r.authorise(ctx, rm, b.ev); verdict != nil {
+		return verdict, nil
+	}
+	return nil, r.remember(ctx, rm, b)
 }
 
 func sameSet(a, b []matrix.EventID) bool {

@@ -201,7 +201,11 @@ func (r *Rooms) change(ctx context.Context, id matrix.RoomID, build func(*room) 
 // changeOnce is one attempt; it unlocks the room.
 func (r *Rooms) changeOnce(ctx context.Context, rm *room, build func(*room) ([]*built, error)) ([]*events.Event, error) {
 	before := rm.applied
-	list, err := build(rm)
+	var list []*built
+	err := rm.guarded(func() (err error) {
+		list, err = build(rm)
+		return err
+	})
 	if err != nil || len(list) == 0 {
 		if rm.applied != before {
 			rm.loaded = false // a part has been applied
@@ -209,16 +213,7 @@ func (r *Rooms) changeOnce(ctx context.Context, rm *room, build func(*room) ([]*
 		rm.mu.Unlock()
 		return nil, err
 	}
-	gen := rm.gen
-	w, err := r.start(ctx, rm, list, nil)
-	rm.mu.Unlock()
-	if err == nil {
-		_, err = w.Wait()
-	}
-	rm.mu.Lock()
-	defer rm.mu.Unlock()
-	r.settle(rm, list, gen, err)
-	if err != nil {
+	if err := r.commit(ctx, rm, list); err != nil {
 		return nil, err
 	}
 	evs := make([]*events.Event, len(list))
@@ -226,6 +221,37 @@ func (r *Rooms) changeOnce(ctx context.Context, rm *room, build func(*room) ([]*
 		evs[i] = b.placed
 	}
 	return evs, nil
+}
+
+// guarded runs fn with the room locked. Should it panic, the room is unlocked
+// and read anew: one failure must not shut a room for good.
+func (rm *room) guarded(fn func() error) error {
+	done := false
+	defer func() {
+		if !done {
+			rm.loaded = false
+			rm.mu.Unlock()
+		}
+	}()
+	err := fn()
+	done = true
+	return err
+}
+
+// commit hands events to the log, unlocks the room, waits, and brings the room's
+// memory in line.
+func (r *Rooms) commit(ctx context.Context, rm *room, list []*built) error {
+	gen := rm.gen
+	w, err := r.start(ctx, rm, list, nil)
+	rm.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = w.Wait()
+	rm.mu.Lock()
+	defer rm.mu.Unlock()
+	r.settle(rm, list, gen, err)
+	return err
 }
 
 // settle brings the room's memory in line with what became of an append.
