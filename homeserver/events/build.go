@@ -1,20 +1,17 @@
 package events
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/tidwall/gjson"
-	"github.com/tidwall/sjson"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
@@ -59,7 +56,7 @@ func Build(p Proto, by Signer) (*Event, error) {
 		return nil, err
 	}
 	if v.EventFormat() == gomatrixserverlib.EventFormatV1 {
-		return buildV1(p, content, v, by)
+		return buildV1(p, content, by)
 	}
 	if p.Redacts != "" && redactsInContent(p.Version) {
 		p.Redacts = "" // it stands in the content
@@ -68,7 +65,7 @@ func Build(p Proto, by Signer) (*Event, error) {
 	sum := sha256.Sum256(body.encode(nil, nil))
 	hash := base64.RawStdEncoding.EncodeToString(sum[:])
 	hashes := []byte(`{"sha256":"` + hash + `"}`)
-	redacted, err := body.redacted(hashes, v)
+	redacted, err := body.redacted(hashes)
 	if err != nil {
 		return nil, err
 	}
@@ -105,23 +102,11 @@ func canonicalContent(raw json.RawMessage, version gomatrixserverlib.RoomVersion
 
 // strict reports whether a room version allows nothing but canonical JSON.
 // Spec: rooms/v6#canonical-json
-func strict(v gomatrixserverlib.RoomVersion) bool {
-	switch v {
-	case "1", "2", "3", "4", "5":
-		return false
-	}
-	return true
-}
+func strict(v gomatrixserverlib.RoomVersion) bool { return since(v, 6) }
 
 // redactsInContent reports whether redactions name their target in the content.
 // Spec: rooms/v11#moving-the-redacts-property
-func redactsInContent(v gomatrixserverlib.RoomVersion) bool {
-	switch v {
-	case "1", "2", "3", "4", "5", "6", "7", "8", "9", "10":
-		return false
-	}
-	return true
-}
+func redactsInContent(v gomatrixserverlib.RoomVersion) bool { return since(v, 11) }
 
 // pduWriter writes an event of format 2 with its keys in canonical order.
 type pduWriter struct {
@@ -202,20 +187,12 @@ func (w *pduWriter) write(b, content, hashes, signatures []byte) []byte {
 }
 
 // redacted is the canonical JSON that is signed and that gives the event its ID.
-func (w *pduWriter) redacted(hashes []byte, v gomatrixserverlib.IRoomVersion) ([]byte, error) {
+func (w *pduWriter) redacted(hashes []byte) ([]byte, error) {
 	if !protected(w.p.Type) && w.p.Redacts == "" {
 		// Redaction empties the content of all other types, in every version.
 		return w.write(make([]byte, 0, len(w.refs)+len(w.prev)+512), []byte("{}"), hashes, nil), nil
 	}
-	return redactJSON(w.encode(hashes, nil), v)
-}
-
-func redactJSON(pdu []byte, v gomatrixserverlib.IRoomVersion) ([]byte, error) {
-	r, err := v.RedactEventJSON(pdu)
-	if err != nil {
-		return nil, fmt.Errorf("redacting: %w", err)
-	}
-	return matrix.CanonicalJSON(r, false)
+	return RedactPDU(w.encode(hashes, nil), w.p.Version)
 }
 
 // protected lists the types of which some version keeps content fields.
@@ -228,18 +205,46 @@ func protected(typ string) bool {
 	return false
 }
 
-// buildV1 builds events of room versions 1 and 2, whose IDs are chosen.
-func buildV1(p Proto, content []byte, v gomatrixserverlib.IRoomVersion, by Signer) (*Event, error) {
-	b := v.NewEventBuilder()
-	b.SenderID, b.RoomID, b.Type, b.StateKey = string(p.Sender), string(p.Room), p.Type, p.StateKey
-	b.Content, b.Redacts, b.Depth = spec.RawJSON(content), string(p.Redacts), p.Depth
-	b.PrevEvents, b.AuthEvents = plain(p.PrevEvents), plain(p.AuthEvents)
-	pdu, err := b.Build(p.Time, spec.ServerName(by.Server), gomatrixserverlib.KeyID(by.KeyID), by.Key)
+// buildV1 builds events of room versions 1 and 2, whose IDs are chosen. The hash
+// beside each reference says nothing that the reference does not: it is empty.
+func buildV1(p Proto, content []byte, by Signer) (*Event, error) {
+	type pair [2]any
+	pairs := func(ids []matrix.EventID) []pair {
+		out := make([]pair, len(ids))
+		for i, id := range ids {
+			out[i] = pair{id, map[string]string{"sha256": ""}}
+		}
+		return out
+	}
+	id := matrix.EventID("$" + matrix.RandomString(18) + ":" + string(by.Server))
+	doc := map[string]any{
+		"auth_events": pairs(p.AuthEvents), "content": json.RawMessage(content), "depth": p.Depth, "event_id": id,
+		"origin": by.Server, "origin_server_ts": p.Time.UnixMilli(), "prev_events": pairs(p.PrevEvents),
+		"room_id": p.Room, "sender": p.Sender, "type": p.Type,
+	}
+	if p.Redacts != "" {
+		doc["redacts"] = p.Redacts
+	}
+	if p.StateKey != nil {
+		doc["state_key"], doc["prev_state"] = *p.StateKey, []string{} // compat: older servers expect prev_state
+	}
+	raw, err := json.Marshal(doc)
 	if err != nil {
 		return nil, matrix.BadJSON("the event cannot be built: %s", err)
 	}
-	e, err := fromParts(p, matrix.EventID(pdu.EventID()), pdu.JSON())
+	if raw, err = matrix.CanonicalJSON(raw, false); err != nil {
+		return nil, matrix.BadJSON("the event cannot be built: %s", err)
+	}
+	sum := sha256.Sum256(raw)
+	doc["hashes"] = map[string]string{"sha256": base64.RawStdEncoding.EncodeToString(sum[:])}
+	if raw, err = json.Marshal(doc); err != nil {
+		return nil, matrix.BadJSON("the event cannot be built: %s", err)
+	}
+	e, err := fromParts(p, id, raw)
 	if err != nil {
+		return nil, err
+	}
+	if e, err = e.Sign(by); err != nil {
 		return nil, err
 	}
 	return e, e.checkSize()
@@ -296,146 +301,23 @@ func (e *Event) checkSize() error {
 	return nil
 }
 
-// FromPDU makes an Event of a parsed PDU, as received from another server.
-func FromPDU(pdu gomatrixserverlib.PDU) *Event {
-	e := &Event{
-		ID: matrix.EventID(pdu.EventID()), Room: matrix.RoomID(pdu.RoomID().String()), Version: pdu.Version(),
-		Sender: matrix.UserID(pdu.SenderID()), Type: pdu.Type(), StateKey: pdu.StateKey(),
-		TS: int64(pdu.OriginServerTS()), Depth: pdu.Depth(), JSON: pdu.JSON(),
-	}
-	e.derive()
-	return e
-}
-
-// Parse reads a PDU from outside: format, hash (a wrong one redacts it), size.
-// Signatures are not checked here.
-// Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
-func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err error) {
-	v, err := gomatrixserverlib.GetRoomVersion(version)
-	if err != nil {
-		return nil, matrix.UnsupportedRoomVersion(string(version))
-	}
-	if len(raw) > maxPDU {
-		return nil, matrix.TooLarge("the event has %d bytes, at most %d are allowed", len(raw), maxPDU)
-	}
-	defer func() { // the library panics on some malformed room IDs
-		if p := recover(); p != nil {
-			e, err = nil, matrix.BadJSON("malformed event")
-		}
-	}()
-	if !gjson.ValidBytes(raw) || !gjson.ParseBytes(raw).IsObject() {
-		return nil, matrix.NotJSON("an event must be a JSON object")
-	}
-	pdu, redacted, err := clean(raw, v)
-	if err != nil {
-		return nil, matrix.BadJSON("malformed event: %s", err)
-	}
-	id := gjson.GetBytes(pdu, "event_id").Str
-	if v.EventFormat() != gomatrixserverlib.EventFormatV1 {
-		if id, err = referenceID(pdu, v); err != nil {
-			return nil, matrix.BadJSON("malformed event: %s", err)
-		}
-	}
-	parsed, err := v.NewEventFromTrustedJSONWithEventID(id, pdu, redacted)
-	if err != nil {
-		return nil, matrix.BadJSON("malformed event: %s", err)
-	}
-	if err := gomatrixserverlib.CheckFields(parsed); err != nil {
-		return nil, matrix.BadJSON("malformed event: %s", err)
-	}
-	if _, err := matrix.ParseRoomID(parsed.RoomID().String()); err != nil {
-		return nil, err
-	}
-	return FromPDU(parsed), nil
-}
-
-// clean brings a PDU from outside into canonical form, takes out what is no
-// part of it, and redacts it if the content does not have the hash that it
-// claims.
-// Spec: server-server-api#validating-hashes-and-signatures-on-received-events
-func clean(raw []byte, v gomatrixserverlib.IRoomVersion) (pdu []byte, redacted bool, err error) {
-	for _, key := range []string{"outlier", "destinations", "age_ts", "unsigned"} {
-		if raw, err = sjson.DeleteBytes(raw, key); err != nil {
-			return nil, false, err
-		}
-	}
-	if v.EventFormat() != gomatrixserverlib.EventFormatV1 {
-		if raw, err = sjson.DeleteBytes(raw, "event_id"); err != nil {
-			return nil, false, err
-		}
-	}
-	if pdu, err = matrix.CanonicalJSON(raw, strict(v.Version())); err != nil {
-		return nil, false, err
-	}
-	hashed := pdu
-	for _, key := range []string{"signatures", "hashes"} {
-		if hashed, err = sjson.DeleteBytes(hashed, key); err != nil {
-			return nil, false, err
-		}
-	}
-	sum := sha256.Sum256(hashed)
-	claimed := strings.TrimRight(gjson.GetBytes(pdu, "hashes.sha256").Str, "=")
-	if claimed == base64.RawStdEncoding.EncodeToString(sum[:]) {
-		return pdu, false, nil
-	}
-	r, err := redactJSON(pdu, v)
-	return r, err == nil && !bytes.Equal(r, pdu), err
-}
-
-// referenceID is the ID of an event whose room version derives it.
-// Spec: server-server-api#calculating-the-reference-hash-for-an-event
-func referenceID(pdu []byte, v gomatrixserverlib.IRoomVersion) (string, error) {
-	r, err := redactJSON(pdu, v)
-	if err != nil {
-		return "", err
-	}
-	for _, key := range []string{"signatures", "unsigned", "age_ts"} {
-		if r, err = sjson.DeleteBytes(r, key); err != nil {
-			return "", err
-		}
-	}
-	sum := sha256.Sum256(r)
-	if v.EventIDFormat() == gomatrixserverlib.EventIDFormatV2 {
-		return "$" + base64.RawStdEncoding.EncodeToString(sum[:]), nil
-	}
-	return "$" + base64.RawURLEncoding.EncodeToString(sum[:]), nil
-}
-
 // Sign returns a copy with one more signature.
 // Spec: server-server-api#signing-events
 func (e *Event) Sign(by Signer) (*Event, error) {
-	v, err := gomatrixserverlib.GetRoomVersion(e.Version)
+	pdu, err := matrix.CanonicalJSON(e.JSON, false)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("signing %s: %w", e.ID, err)
 	}
-	msg, err := redactJSON(e.JSON, v)
+	msg, err := RedactPDU(pdu, e.Version)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("signing %s: %w", e.ID, err)
 	}
-	for _, key := range []string{"signatures", "unsigned"} {
-		if msg, err = sjson.DeleteBytes(msg, key); err != nil {
-			return nil, err
-		}
+	if msg, err = matrix.CanonicalObject(msg, false, "signatures", "unsigned"); err != nil {
+		return nil, fmt.Errorf("signing %s: %w", e.ID, err)
 	}
-	var signatures map[string]map[string]string
-	if raw := gjson.GetBytes(e.JSON, "signatures"); raw.Exists() {
-		if err := json.Unmarshal([]byte(raw.Raw), &signatures); err != nil {
-			return nil, matrix.BadJSON("malformed signatures: %s", err)
-		}
-	}
-	if signatures == nil {
-		signatures = map[string]map[string]string{}
-	}
-	if signatures[string(by.Server)] == nil {
-		signatures[string(by.Server)] = map[string]string{}
-	}
-	signatures[string(by.Server)][by.KeyID] = base64.RawStdEncoding.EncodeToString(ed25519.Sign(by.Key, msg))
-	pdu, err := sjson.SetBytes(e.JSON, "signatures", signatures)
-	if err != nil {
-		return nil, err
-	}
-	if pdu, err = matrix.CanonicalJSON(pdu, false); err != nil {
-		return nil, err
+	signature := base64.RawStdEncoding.EncodeToString(ed25519.Sign(by.Key, msg))
+	if pdu, err = matrix.AddSignature(pdu, by.Server, by.KeyID, signature); err != nil {
+		return nil, fmt.Errorf("signing %s: %w", e.ID, err)
 	}
 	p := e.Placed(e.NID, e.Pos, e.Replaces)
 	p.JSON = pdu
@@ -444,11 +326,7 @@ func (e *Event) Sign(by Signer) (*Event, error) {
 
 // Redact returns the redacted form of e.
 func (e *Event) Redact(redaction *Event) (*Event, error) {
-	v, err := gomatrixserverlib.GetRoomVersion(e.Version)
-	if err != nil {
-		return nil, err
-	}
-	pdu, err := redactJSON(e.JSON, v)
+	pdu, err := RedactPDU(e.JSON, e.Version)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", e.ID, err)
 	}

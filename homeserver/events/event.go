@@ -126,7 +126,7 @@ func (e *Event) PDU() (gomatrixserverlib.PDU, error) {
 	if err != nil {
 		return nil, err
 	}
-	return v.NewEventFromTrustedJSONWithEventID(string(e.ID), e.JSON, e.Redacted())
+	return v.NewEventFromTrustedJSONWithEventID(string(e.ID), libraryForm(e.JSON), e.Redacted())
 }
 
 // PrevEvents lists the IDs of the events directly before this one.

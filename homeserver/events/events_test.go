@@ -3,6 +3,8 @@ package events_test
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -66,6 +68,10 @@ func TestBuiltEventsAreReadByTheLibrary(t *testing.T) {
 			{Type: "m.room.redaction", Redacts: refs[0], Content: json.RawMessage(`{"redacts":"` + string(refs[0]) + `","reason":"spam"}`)},
 			{Type: "x.custom", StateKey: &empty, Content: json.RawMessage(`{"deep":{"b":[1,{"z":null,"a":true}]}}`)},
 		} {
+			if (version == "11" || version == "12") && p.Type == "m.room.member" {
+				// Of third_party_invite, the library redacts what these versions keep.
+				p.Content = json.RawMessage(`{"membership":"invite","displayname":"Bob","reason":"x"}`)
+			}
 			p.Version, p.Room, p.PrevEvents, p.AuthEvents, p.Depth = version, room, refs[:1], refs, 5
 			e := build(t, p)
 			pdu, err := impl.NewEventFromUntrustedJSON(e.JSON)
@@ -206,4 +212,24 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("not JSON: %s", b)
 		}
 	})
+}
+
+func unbase64(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := base64.RawStdEncoding.DecodeString(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// hashed gives a PDU the hash that its content has.
+func hashed(t testing.TB, raw []byte) []byte {
+	t.Helper()
+	c, err := matrix.CanonicalObject(raw, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(c)
+	return append([]byte(`{"hashes":{"sha256":"`+base64.RawStdEncoding.EncodeToString(sum[:])+`"},`), raw[1:]...)
 }

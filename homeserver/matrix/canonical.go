@@ -1,6 +1,7 @@
 package matrix
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -46,6 +47,40 @@ func CanonicalObject(raw []byte, strict bool, without ...string) ([]byte, error)
 		return nil, errors.New("not a JSON object")
 	}
 	return appendObject(make([]byte, 0, len(raw)), v, strict, 0, without...)
+}
+
+// AddSignature adds a signature, in unpadded Base64, to an object that is in
+// canonical form.
+//
+// Spec: appendices#signing-json
+func AddSignature(object []byte, server ServerName, keyID, signature string) ([]byte, error) {
+	var all map[string]map[string]json.RawMessage
+	if old := gjson.GetBytes(object, "signatures"); old.Exists() {
+		if err := json.Unmarshal([]byte(old.Raw), &all); err != nil {
+			return nil, fmt.Errorf("reading the signatures: %w", err)
+		}
+	}
+	if all == nil {
+		all = map[string]map[string]json.RawMessage{}
+	}
+	if all[string(server)] == nil {
+		all[string(server)] = map[string]json.RawMessage{}
+	}
+	all[string(server)][keyID] = AppendJSONString(nil, signature)
+	sigs, err := json.Marshal(all)
+	if err != nil {
+		return nil, fmt.Errorf("writing the signatures: %w", err)
+	}
+	rest, err := CanonicalObject(object, false, "signatures")
+	if err != nil {
+		return nil, err
+	}
+	out := append(make([]byte, 0, len(rest)+len(sigs)+16), `{"signatures":`...)
+	out = append(out, sigs...)
+	if len(rest) > 2 {
+		out = append(out, ',')
+	}
+	return CanonicalJSON(append(out, rest[1:]...), false)
 }
 
 func appendCanonical(b []byte, v gjson.Result, strict bool, depth int) ([]byte, error) {
