@@ -303,7 +303,7 @@ func TestInteractiveAuthentication(t *testing.T) {
 	if r.str("session") != session || r.body["flows"] == nil {
 		t.Errorf("a failed stage tells no flows: %v", r.body)
 	}
-	try(alice, "bob", "secret", session).want(401, "M_FORBIDDEN") // somebody else's password
+	try(alice, "bob", "secret", session).want(403, "M_FORBIDDEN") // somebody else's password
 	try(bob, "bob", "secret", session).want(403, "M_FORBIDDEN")   // somebody else's session
 	try(alice, "alice", "secret", "none").want(400, "M_UNKNOWN")  // no session
 	s.do("POST", v3+"/account/deactivate", alice, obj{"auth": passwordAuth("alice", "secret", session)}).

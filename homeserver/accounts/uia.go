@@ -99,6 +99,10 @@ func (u *UIA) check(c *httpapi.Call, user matrix.UserID, flows []Flow) (*uiaSess
 	}
 	if body.Auth.Type != "" && !slices.Contains(s.completed, body.Auth.Type) {
 		if err := u.stage(c, s, body.Auth, flows); err != nil {
+			var other *otherUserError
+			if errors.As(err, &other) {
+				return nil, other.refusal
+			}
 			var e *matrix.Error
 			if !errors.As(err, &e) || e.Status >= 500 || e.Status == 429 {
 				return nil, err
@@ -169,6 +173,11 @@ func (u *UIA) stage(c *httpapi.Call, s *uiaSession, auth *authData, flows []Flow
 	return nil
 }
 
+// otherUserError ends an authentication that somebody else tries: there is no use in asking again.
+type otherUserError struct{ refusal *matrix.Error }
+
+func (e *otherUserError) Error() string { return e.refusal.Error() }
+
 // password is the stage m.login.password: the password of the caller and nobody else.
 func (u *UIA) password(c *httpapi.Call, s *uiaSession, auth *authData) error {
 	name := auth.User
@@ -179,8 +188,12 @@ func (u *UIA) password(c *httpapi.Call, s *uiaSession, auth *authData) error {
 		name = auth.Identifier.User
 	}
 	if name != "" {
-		if who, ok := u.a.localUser(name); !ok || (s.user != "" && who.ID != s.user) {
+		who, ok := u.a.localUser(name)
+		if !ok {
 			return matrix.Forbidden("wrong user name or password")
+		}
+		if s.user != "" && who.ID != s.user {
+			return &otherUserError{matrix.Forbidden("this is for %s to confirm", s.user)}
 		}
 	}
 	user := s.user

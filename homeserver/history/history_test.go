@@ -195,8 +195,11 @@ func TestFilter(t *testing.T) {
 		t.Errorf("%+v", p)
 	}
 	p = w.messages(bob, room, "dir=b&limit=2&from="+p.End+only)
-	if bodies(p.Chunk) != "m0" || p.End != "" {
+	if bodies(p.Chunk) != "m0" || p.End == "" {
 		t.Errorf("%+v", p)
+	}
+	if p = w.messages(bob, room, "dir=b&limit=2&from="+p.End+only); len(p.Chunk) != 0 || p.End != "" {
+		t.Errorf("beyond the beginning: %+v", p)
 	}
 	if ids := w.all(bob, room, "f", "&limit=1"+only); len(ids) != 3 {
 		t.Errorf("forward %v", ids)
@@ -282,7 +285,7 @@ func TestContext(t *testing.T) {
 		}
 	}
 	get("?limit=4")
-	if x.Event.ID != ids[4] || bodies(x.Before) != "3 2" || bodies(x.After) != "5 6" || len(x.State) != 7 || x.Event.Room != room {
+	if x.Event.ID != ids[4] || bodies(x.Before) != "3 2" || bodies(x.After) != "5 6" || len(x.State) != 6 || x.Event.Room != room {
 		t.Errorf("%+v", x)
 	}
 	if got := bodies(w.messages(bob, room, "dir=b&limit=2&from="+x.Start).Chunk); got != "1 0" {

@@ -155,10 +155,32 @@ func (h *History) memberList(ctx context.Context, room matrix.RoomID, at stream.
 	if at >= since { // nothing has changed after it
 		return body, nil
 	}
-	if list, _, err = h.membersAt(ctx, room, at, wanted); err != nil {
+	// Before the room there is nobody: a token of there belongs to a timeline
+	// that holds the room's beginning, and means its first members.
+	begin, err := h.firstMembers(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	if list, _, err = h.membersAt(ctx, room, max(at, begin), wanted); err != nil {
 		return nil, err
 	}
 	return encode(list), nil
+}
+
+// firstMembers is where a room has its first member, right after its creation
+// or after the state that this server joined with.
+func (h *History) firstMembers(ctx context.Context, room matrix.RoomID) (pos stream.Pos, err error) {
+	err = h.DB.Read(ctx, func(tx *sqldb.Tx) error {
+		rows, err := state.History(tx, room, state.Key{Type: "m.room.create"})
+		if err == nil && len(rows) > 0 {
+			pos = rows[0].From + 1
+		}
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("reading the first members: %w", err)
+	}
+	return pos, nil
 }
 
 // membersAt reads the member events at a position, and where the newest of all

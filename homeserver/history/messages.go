@@ -20,8 +20,10 @@ const (
 	// mostScanned is how many events are read for one page when a filter, or
 	// what the user may see, turns most of them away.
 	mostScanned = 5000
-	// fetched is how many older events other servers are asked for.
-	fetched = 100
+	// fetched is how many older events other servers are asked for at once, and
+	// mostFetches how often for one page.
+	fetched     = 100
+	mostFetches = 10
 )
 
 // query is what /messages is asked for.
@@ -41,6 +43,7 @@ type page struct {
 	cursor  stream.Pos // the token to go on from
 	atEnd   bool       // nothing known lies beyond
 	created bool       // the beginning of the room was seen
+	older   bool       // other servers have just given more
 }
 
 func (h *History) getMessages(c *httpapi.Call) (any, error) {
@@ -66,17 +69,22 @@ func (h *History) getMessages(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.atEnd && !p.created && !q.forward && !q.hasTo && len(p.events) < q.limit {
+	for range mostFetches {
+		if !p.atEnd || p.created || q.forward || q.hasTo || len(p.events) >= q.limit {
+			break
+		}
 		// Other servers may know more.
 		more, err := h.Rooms.Fetch(c.Ctx(), room, fetched)
 		if err != nil {
 			return nil, err
 		}
-		if more {
-			if p, err = h.page(c.Ctx(), a, q); err != nil {
-				return nil, err
-			}
+		if !more {
+			break
 		}
+		if p, err = h.page(c.Ctx(), a, q); err != nil {
+			return nil, err
+		}
+		p.older = true
 	}
 	return httpapi.Raw(p.encode(start, q)), nil
 }
@@ -210,9 +218,9 @@ func (p *page) encode(start string, q query) []byte {
 	b = matrix.AppendJSONString(b, start)
 	// At the newest event a client goes on with /sync, but it may also ask
 	// again here; at the oldest there is nothing more.
-	more := !p.atEnd || q.hasTo || q.forward && len(p.events) > 0
+	more := !p.atEnd || q.hasTo || p.older || q.forward && len(p.events) > 0
 	if !q.forward && p.created {
-		more = false
+		more = q.filter != nil && len(p.events) > 0 // a filtered page ends anywhere; an empty one is the last
 	}
 	if more {
 		b = append(b, `,"end":`...)

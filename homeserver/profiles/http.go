@@ -122,8 +122,8 @@ func checkValue(field string, value json.RawMessage) (json.RawMessage, error) {
 			return nil, matrix.InvalidParam("a display name has at most %d characters", maxName)
 		case field == AvatarURL && len(*s) > maxAvatar:
 			return nil, matrix.InvalidParam("avatar_url has at most %d bytes", maxAvatar)
-		case field == AvatarURL && !validMXC(*s):
-			return nil, matrix.InvalidParam("avatar_url must be an mxc:// URI")
+		case field == AvatarURL && strings.Contains(*s, "://") && !validMXC(*s):
+			return nil, matrix.InvalidParam("avatar_url must be an mxc:// URI, and no address elsewhere")
 		case field == timeZone && !validZone(*s):
 			return nil, matrix.InvalidParam("m.tz must be a name of the IANA time zone database")
 		}

@@ -68,7 +68,7 @@ func (p *Push) getKind(c *httpapi.Call) (any, error) {
 func (p *Push) named(c *httpapi.Call) (Rule, error) {
 	k, err := parseKind(c.Var("kind"))
 	if err != nil {
-		return Rule{}, err
+		return Rule{}, matrix.NotFound("there are no push rules of kind %q", c.Var("kind"))
 	}
 	return p.Ruleset(c.Caller.User).rule(k, c.Var("ruleId"))
 }
@@ -126,6 +126,14 @@ func (p *Push) putRule(c *httpapi.Call) (any, error) {
 	return nil, p.change(c.Ctx(), c.Caller.User, func(ch *changes) error { return ch.put(k, r, before, after) })
 }
 
+// checkActions lets the historical actions pass: they mean nothing, and clients
+// that still set them expect to read them back.
+//
+// Spec: client-server-api#historical-actions
+// checkActions lets the historical actions pass: they mean nothing, and clients
+// that still set them expect to read them back.
+//
+// Spec: client-server-api#historical-actions
 func checkActions(actions *[]json.RawMessage) ([]json.RawMessage, error) {
 	if actions == nil {
 		return nil, matrix.MissingParam("actions are needed")
@@ -149,7 +157,7 @@ func checkActions(actions *[]json.RawMessage) ([]json.RawMessage, error) {
 			return nil, matrix.InvalidParam("an action is a name or an object with set_tweak")
 		}
 	}
-	return stripHistorical(*actions), nil
+	return *actions, nil
 }
 
 func checkConditions(conditions []json.RawMessage) error {

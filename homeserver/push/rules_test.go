@@ -184,7 +184,7 @@ func TestRules(t *testing.T) {
 	}
 	f.Want(alice, "DELETE", rule("override", "e"), "", 200, "")
 	f.Want(alice, "DELETE", rule("override", "e"), "", 404, "M_NOT_FOUND")
-	if got := f.Want(alice, "GET", rule("override", "a"), "", 200, ""); got != `{"rule_id":"a","default":false,"enabled":true,"conditions":[],"actions":["notify"]}` {
+	if got := f.Want(alice, "GET", rule("override", "a"), "", 200, ""); got != `{"rule_id":"a","default":false,"enabled":true,"conditions":[],"actions":["notify","dont_notify"]}` {
 		t.Errorf("rule %s", got)
 	}
 	f.Want(alice, "PUT", rule("override", "a")+"/enabled", `{"enabled":false}`, 200, "")
