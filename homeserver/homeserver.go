@@ -42,6 +42,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/relations"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/serverkeys"
+	"github.com/carillon-chat/carillon/homeserver/spaces"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 	"github.com/carillon-chat/carillon/homeserver/typing"
@@ -280,6 +281,11 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 
+	so := spaces.Options{Server: o.ServerName, Now: o.Now}
+	if o.Federation.Enabled {
+		so.Remote = remote
+	}
+	tree := spaces.New(db, r, s.hub, dir, so)
 	files, err := media.New(ctx, db, far, media.Options{
 		Server: o.ServerName, Dir: s.mediaDir(), MaxUpload: o.Media.MaxUpload, MaxRemote: o.Media.MaxRemote,
 		MaxPixels: o.Media.MaxPixels, FixedSizes: !o.Media.DynamicThumbnails, OpenDownloads: o.Media.OpenDownloads, Now: o.Now,
@@ -343,13 +349,14 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(), fed.OpenIDRoutes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
 	}
 	if o.Federation.Enabled {
 		s.api.SetOriginVerifier(federation.NewVerifier(ring, fed.Alive).Only(s.client.Allowed))
 		s.api.Add(fed.Routes()...)
+		s.api.Add(tree.FederationRoutes()...)
 		s.api.Add(ring.Routes()...)
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
