@@ -273,6 +273,17 @@ func (s *Server) inRoom(r *room, caller string, req *http.Request, path []string
 			}
 		}
 		return map[string]any{"joined": joined}, nil
+	case "members":
+		if !in {
+			return forbidden()
+		}
+		chunk := []*mxclient.Event{}
+		for _, ev := range stateList(r) {
+			if ev.Type == "m.room.member" && ev.Membership() != req.URL.Query().Get("not_membership") {
+				chunk = append(chunk, ev)
+			}
+		}
+		return map[string]any{"chunk": chunk}, nil
 	case "state", "send", "redact", "event", "messages":
 		if !in {
 			return forbidden()

@@ -436,6 +436,30 @@ func TestOwnLeaveIsHealedByVerifyAlone(t *testing.T) {
 	c.members("unit:tech", "002", "003", "004")
 }
 
+// Verifying may be quicker than the event that tells of it, which then comes to a record that is ahead of it.
+func TestRemovalsUnheardOfAreNoOwnLeaves(t *testing.T) {
+	c := found(t)
+	c.becomes(staff())
+	c.run()
+	room := c.room("unit:tech")
+	c.hs.Act(t, room, user("004"), "leave", "")
+	c.hs.Act(t, room, user("002"), "kick", user("003"))
+	for range 2 {
+		c.verify()
+		c.members("unit:tech", "002", "004")
+	}
+	for _, ev := range c.hs.Events(room) {
+		if err := c.rec.OnMember(t.Context(), ev); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.nothing()
+	c.members("unit:tech", "002", "004")
+	if r := c.verify(); r.Operations != 0 {
+		t.Errorf("verifying again made %v", r.ByKind)
+	}
+}
+
 func TestVerifyHeals(t *testing.T) {
 	c := found(t)
 	c.becomes(staff())

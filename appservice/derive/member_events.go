@@ -25,29 +25,40 @@ func (r *Reconciler) OnMember(ctx context.Context, ev *mxclient.Event) error {
 	if !isPerson || ev.Sender == string(r.mx.BotID()) {
 		return nil
 	}
-	var c struct {
-		Membership string `json:"membership"`
-		Reason     string `json:"reason"`
-	}
-	if json.Unmarshal(ev.Content, &c) != nil {
-		return nil
-	}
-	gone := c.Membership == "leave" || c.Membership == "ban"
+	membership := ev.Membership()
+	gone := membership == "leave" || membership == "ban"
 	switch {
 	case isDing && owner == person && gone:
 		return r.leftDing(ctx, person)
 	case !ours:
 		return nil
-	case c.Membership == "join" && away:
+	case membership == "join" && away:
 		return r.saveMembers(ctx, []memberChange{{memberKey{key, person}, memberRow{true, reasonSelf}}})
-	case gone && c.Reason != reasonTextZH && c.Reason != reasonTextEN:
-		reason := reasonAdmin
-		if ev.Sender == *ev.StateKey {
-			reason = reasonSelf
+	case gone:
+		if reason := r.reasonOf(ev); reason != reasonSync {
+			return r.wentAway(ctx, memberKey{key, person}, reason)
 		}
-		return r.wentAway(ctx, memberKey{key, person}, reason)
 	}
 	return nil
+}
+
+// reasonOf tells from the event by which somebody went whose doing it was. Who has no membership any more but an
+// invitation was asked in again; that is no reason to stay away.
+func (r *Reconciler) reasonOf(ev *mxclient.Event) string {
+	var c struct {
+		Membership string `json:"membership"`
+		Reason     string `json:"reason"`
+	}
+	if json.Unmarshal(ev.Content, &c) != nil || ev.Sender == string(r.mx.BotID()) || c.Reason == reasonTextZH || c.Reason == reasonTextEN {
+		return reasonSync
+	}
+	switch {
+	case c.Membership != "leave" && c.Membership != "ban":
+		return reasonSync
+	case ev.StateKey != nil && ev.Sender == *ev.StateKey:
+		return reasonSelf
+	}
+	return reasonAdmin
 }
 
 // wentAway records a leave of somebody who is recorded as joined.

@@ -1,6 +1,7 @@
 package derive
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -153,8 +154,18 @@ func (x *run) resolveDoubts(ctx context.Context) error {
 		if err != nil {
 			return x.fail(ctx, Failure{What: "reading members", Room: key}, err)
 		}
+		wanted := x.wanted(key)
 		x.mu.Lock()
-		changes := x.r.compare(key, joined, x.members, x.wanted(key), x.hasLeft)
+		missed := x.r.missed(joined, x.members[key], wanted)
+		x.mu.Unlock()
+		var went map[id.UserID]string
+		if missed {
+			if went, err = x.r.whoWent(ctx, row.room); err != nil {
+				return x.fail(ctx, Failure{What: "reading members", Room: key}, err)
+			}
+		}
+		x.mu.Lock()
+		changes := x.r.compare(key, joined, went, x.members, wanted, x.hasLeft)
 		x.mu.Unlock()
 		return x.r.saveMembers(ctx, changes)
 	})
@@ -176,9 +187,39 @@ func (x *run) hasLeft(person string) bool {
 	return p != nil && p.Status == org.StatusLeft
 }
 
-// compare mends the record of one room by what the homeserver says, in members, and returns the changes to save. Who
-// is wanted but gone went by himself. Joined people without a record are taken in when they are wanted, or leavers.
-func (r *Reconciler) compare(key string, joined map[id.UserID]mxclient.Member, members map[string]map[string]memberRow, wanted map[string]bool, left func(string) bool) []memberChange {
+// missed reports whether somebody is wanted and recorded as joined who is not.
+func (r *Reconciler) missed(joined map[id.UserID]mxclient.Member, rows map[string]memberRow, wanted map[string]bool) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for person, m := range rows {
+		u := r.users[person]
+		if _, in := joined[r.mx.UserID(u.localpart)]; m.joined && wanted[person] && !in {
+			return true
+		}
+	}
+	return false
+}
+
+// whoWent asks why those who are not in a room went: the event that took somebody out may not have come to the
+// service yet, or may have come while it was away.
+func (r *Reconciler) whoWent(ctx context.Context, room id.RoomID) (map[id.UserID]string, error) {
+	gone, err := r.mx.Gone(ctx, "", room)
+	if err != nil {
+		return nil, fmt.Errorf("asking who went: %w", err)
+	}
+	went := make(map[id.UserID]string, len(gone))
+	for _, ev := range gone {
+		if ev.StateKey != nil {
+			went[id.UserID(*ev.StateKey)] = r.reasonOf(ev)
+		}
+	}
+	return went, nil
+}
+
+// compare mends the record of one room by what the homeserver says, in members, and returns the changes to save. went
+// says how those went who are wanted but gone. Joined people without a record are taken in when they are wanted, or
+// leavers.
+func (r *Reconciler) compare(key string, joined map[id.UserID]mxclient.Member, went map[id.UserID]string, members map[string]map[string]memberRow, wanted map[string]bool, left func(string) bool) []memberChange {
 	rows := members[key]
 	if rows == nil {
 		rows = map[string]memberRow{}
@@ -206,12 +247,13 @@ func (r *Reconciler) compare(key string, joined map[id.UserID]mxclient.Member, m
 			continue
 		}
 		u, ok := r.users[person]
-		if _, in := joined[r.mx.UserID(u.localpart)]; ok && in {
+		user := r.mx.UserID(u.localpart)
+		if _, in := joined[user]; ok && in {
 			continue
 		}
 		reason := reasonSync
 		if wanted[person] {
-			reason = reasonSelf
+			reason = cmp.Or(went[user], reasonSelf)
 		}
 		set(person, memberRow{false, reason})
 	}

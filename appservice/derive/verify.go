@@ -44,8 +44,18 @@ func (r *Reconciler) look(ctx context.Context, tree *org.Tree) (*sight, error) {
 		if err != nil {
 			return fmt.Errorf("reading the members of %s: %w", row.key, err)
 		}
+		wanted := x.wanted(row.key)
 		mu.Lock()
-		changes := r.compare(row.key, joined, members, x.wanted(row.key), x.hasLeft)
+		missed := r.missed(joined, members[row.key], wanted)
+		mu.Unlock()
+		var went map[id.UserID]string
+		if missed {
+			if went, err = r.whoWent(ctx, row.room); err != nil {
+				return fmt.Errorf("reading the members of %s: %w", row.key, err)
+			}
+		}
+		mu.Lock()
+		changes := r.compare(row.key, joined, went, members, wanted, x.hasLeft)
 		s.strangers += r.strangers(joined, members[row.key])
 		mu.Unlock()
 		if err := r.saveMembers(ctx, changes); err != nil {

@@ -126,6 +126,18 @@ func (c *Client) JoinedMembers(ctx context.Context, as id.UserID, room id.RoomID
 	return out.Joined, err
 }
 
+// Gone lists the member events of those who are not joined, with who made them.
+func (c *Client) Gone(ctx context.Context, as id.UserID, room id.RoomID) ([]*Event, error) {
+	var out struct {
+		Chunk []json.RawMessage `json:"chunk"`
+	}
+	q := url.Values{"not_membership": {"join"}}
+	if err := c.Do(ctx, Request{Method: http.MethodGet, Path: Path(clientRooms, string(room), "members"), Query: q, As: as}, &out); err != nil {
+		return nil, err
+	}
+	return parseEvents(out.Chunk)
+}
+
 // JoinedRooms lists the rooms user is joined to.
 func (c *Client) JoinedRooms(ctx context.Context, user id.UserID) ([]id.RoomID, error) {
 	var out struct {

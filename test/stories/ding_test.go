@@ -299,7 +299,8 @@ func later(t *testing.T, l *life) {
 	c.says(room, "!ding at 明天 08:00 @黄容 早上好")
 	c.told("我的 DING：早上好", "定时于", "08:00")
 	tomorrow := l.newest(c)
-	c.replies(room, c.told("我的 DING：早上好").ID, "!ding recall")
+	card := c.told("我的 DING：早上好")
+	c.replies(card.RoomID, card.ID, "!ding recall")
 	c.told("已撤回。撤回前已送达 0 人")
 	if state, _ := l.figures(c, tomorrow); state != "recalled" {
 		t.Errorf("the scheduled one is %s", state)
