@@ -100,6 +100,32 @@ func (d *Data) PutTx(tx *sqldb.Tx, pos stream.Pos, user matrix.UserID, room matr
 	}, nil
 }
 
+// Update reads, changes and writes a value in one commit, so that changes at the
+// same time add up. change gets nil where there is no value, may run twice, and
+// returns nil to leave things as they are.
+func (d *Data) Update(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string, change func(old json.RawMessage) (json.RawMessage, error)) error {
+	_, err := d.log.Append(ctx, 1, func(tx *sqldb.Tx, pos stream.Pos) ([]stream.Change, error) {
+		var old json.RawMessage
+		var content string
+		err := tx.QueryRow(qGet, string(user), string(room), typ).Scan(&content)
+		if err == nil {
+			old = json.RawMessage(content)
+		} else if !errors.Is(err, sqldb.ErrNoRows) {
+			return nil, err
+		}
+		b, err := change(old)
+		if b == nil || err != nil {
+			return nil, err
+		}
+		c, err := d.PutTx(tx, pos, user, room, typ, b)
+		return []stream.Change{c}, err
+	})
+	if err != nil {
+		return fmt.Errorf("changing account data: %w", err)
+	}
+	return nil
+}
+
 // Get returns a value, or M_NOT_FOUND.
 func (d *Data) Get(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string) (json.RawMessage, error) {
 	var content string

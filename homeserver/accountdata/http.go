@@ -9,8 +9,6 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
-	"github.com/carillon-chat/carillon/homeserver/sqldb"
-	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
 // maxContent is the largest value that a client may store, in bytes.
@@ -217,29 +215,13 @@ func (h handlers) deleteTag(c *httpapi.Call) (any, error) {
 	return nil, h.d.changeTags(c.Ctx(), user, room, func(tags map[string]json.RawMessage) { delete(tags, tag) })
 }
 
-// changeTags reads, changes and writes the tags of a room in one commit, so that changes at the same time add up.
+// changeTags changes the tags of a room; changes at the same time add up.
 func (d *Data) changeTags(ctx context.Context, user matrix.UserID, room matrix.RoomID, change func(tags map[string]json.RawMessage)) error {
-	_, err := d.log.Append(ctx, 1, func(tx *sqldb.Tx, pos stream.Pos) ([]stream.Change, error) {
-		old, err := sqldb.Select(tx, func(r *sqldb.Rows) (s string, err error) {
-			err = r.Scan(&s)
-			return s, err
-		}, qGet, string(user), string(room), TypeTag)
-		if err != nil {
-			return nil, err
-		}
-		content := parseTags(nil)
-		if len(old) > 0 {
-			content = parseTags([]byte(old[0]))
-		}
+	return d.Update(ctx, user, room, TypeTag, func(old json.RawMessage) (json.RawMessage, error) {
+		content := parseTags(old)
 		change(content.Tags)
-		b, err := json.Marshal(content)
-		if err != nil {
-			return nil, err
-		}
-		c, err := d.PutTx(tx, pos, user, room, TypeTag, b)
-		return []stream.Change{c}, err
+		return json.Marshal(content)
 	})
-	return err
 }
 
 func (h handlers) defineFilter(c *httpapi.Call) (any, error) {

@@ -531,3 +531,37 @@ func BenchmarkCounts(b *testing.B) {
 		})
 	}
 }
+
+// The rules of a room follow people to the room that replaces it.
+func TestCopyRoomRules(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	const from, to = "!from", "!to"
+	f.Want(bob, "PUT", rule("room", from), `{"actions":[]}`, 200, "")
+	f.Want(bob, "PUT", rule("room", "!other"), `{"actions":[]}`, 200, "")
+	f.Want(bob, "PUT", rule("override", from), `{"actions":[],"conditions":[{"kind":"event_match","key":"room_id","pattern":"!from"}]}`, 200, "")
+	f.Want(bob, "PUT", rule("underride", "mine"),
+		`{"actions":["notify"],"conditions":[{"kind":"contains_display_name"},{"pattern":"!from","kind":"event_match","key":"room_id"}]}`, 200, "")
+	f.Want(bob, "PUT", rule("override", from)+"/enabled", `{"enabled":false}`, 200, "")
+	for range 2 {
+		if err := f.p.CopyRoomRules(f.Ctx, bob, from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.Want(bob, "GET", rule("room", from), "", 200, "")
+	f.Want(bob, "GET", rule("room", to), "", 200, "")
+	got := f.Want(bob, "GET", rule("override", to), "", 200, "")
+	if !strings.Contains(got, `"pattern":"!to"`) || !strings.Contains(got, `"enabled":false`) {
+		t.Errorf("override %s", got)
+	}
+	got = f.Want(bob, "GET", rule("underride", "mine|!to"), "", 200, "")
+	if !strings.Contains(got, `"pattern":"!to"`) || !strings.Contains(got, "contains_display_name") {
+		t.Errorf("underride %s", got)
+	}
+	if n := strings.Count(string(f.p.Rules(bob)), "!to"); n != 5 {
+		t.Errorf("%d places name the new room", n)
+	}
+	head := f.Log.Head()
+	if err := f.p.CopyRoomRules(f.Ctx, alice, from, to); err != nil || f.Log.Head() != head {
+		t.Errorf("alice has no rules: %v", err)
+	}
+}

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
+
+	"github.com/tidwall/sjson"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -235,19 +238,73 @@ func defaultRule(user matrix.UserID, k Kind, id string) (Rule, error) {
 }
 
 // CopyRoomRules gives a user the rules of a room also for the room that
-// replaces it.
+// replaces it: its room rule, and others with the condition that an event is in
+// that room, as some clients mute one. What there is for the new room stays.
 func (p *Push) CopyRoomRules(ctx context.Context, user matrix.UserID, from, to matrix.RoomID) error {
 	u := p.userRules(user)
-	if u == nil || u.changes.find(RoomRule, string(from)) < 0 {
+	if u == nil || len(u.changes.moved(from, to)) == 0 {
 		return nil
 	}
 	return p.change(ctx, user, func(c *changes) error {
-		i := c.find(RoomRule, string(from))
-		if i < 0 {
-			return nil
+		for _, m := range c.moved(from, to) {
+			if err := c.put(m.kind, m.rule, "", m.after); err != nil {
+				return err
+			}
 		}
-		r := c.Rules[RoomRule][i]
-		r.ID = string(to)
-		return c.put(RoomRule, r, "", string(from))
+		return nil
 	})
+}
+
+// movedRule is a rule of a room as that of another, less important than its
+// original.
+type movedRule struct {
+	kind  Kind
+	rule  userRule
+	after string
+}
+
+// moved are the rules that a room has and its replacement lacks.
+func (c *changes) moved(from, to matrix.RoomID) (list []movedRule) {
+	for _, k := range []Kind{Override, RoomRule, Underride} {
+		for _, r := range c.Rules[k] {
+			n := r
+			if k == RoomRule {
+				if r.ID != string(from) {
+					continue
+				}
+			} else if n.Conditions = movedConditions(r.Conditions, from, to); n.Conditions == nil {
+				continue
+			}
+			if n.ID = strings.ReplaceAll(r.ID, string(from), string(to)); n.ID == r.ID {
+				n.ID += "|" + string(to)
+			}
+			if c.find(k, n.ID) < 0 {
+				list = append(list, movedRule{k, n, r.ID})
+			}
+		}
+	}
+	return list
+}
+
+// movedConditions are conditions with one room in place of another; nil if they
+// do not name it.
+func movedConditions(list []json.RawMessage, from, to matrix.RoomID) []json.RawMessage {
+	var out []json.RawMessage
+	for i, raw := range list {
+		var c struct {
+			Kind    string `json:"kind"`
+			Key     string `json:"key"`
+			Pattern string `json:"pattern"`
+		}
+		if json.Unmarshal(raw, &c) != nil || c.Kind != "event_match" || c.Key != "room_id" || c.Pattern != string(from) {
+			continue
+		}
+		if b, err := sjson.SetBytes(slices.Clone(raw), "pattern", string(to)); err == nil {
+			if out == nil {
+				out = slices.Clone(list)
+			}
+			out[i] = b
+		}
+	}
+	return out
 }
