@@ -108,7 +108,9 @@ func TestMembershipsOfARoom(t *testing.T) {
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	room := create(alice, map[string]any{"preset": "private_chat"})
 	path := func(what string) string { return hstest.Path("rooms", string(room), what) }
-	who := func(u *hstest.User) map[string]string { return map[string]string{"user_id": string(u.UserID), "reason": "because"} }
+	who := func(u *hstest.User) map[string]string {
+		return map[string]string{"user_id": string(u.UserID), "reason": "because"}
+	}
 
 	bob.Refused(403, "M_FORBIDDEN", "POST", path("join"), "{}")
 	alice.OK("POST", path("invite"), who(bob))
