@@ -385,19 +385,11 @@ func (c *Client) authorization(method string, server matrix.ServerName, uri stri
 	if err != nil {
 		return "", fmt.Errorf("encoding a request to sign: %w", err)
 	}
-	signed, err := own.SignJSON(raw)
+	sig, err := own.Signature(raw)
 	if err != nil {
 		return "", err
 	}
-	var out struct {
-		Signatures map[string]map[string]string `json:"signatures"`
-	}
-	if err := json.Unmarshal(signed, &out); err != nil {
-		return "", fmt.Errorf("reading a signature: %w", err)
-	}
-	id := string(own.KeyID())
-	return fmt.Sprintf(`X-Matrix origin="%s",destination="%s",key="%s",sig="%s"`,
-		own.Server(), server, id, out.Signatures[string(own.Server())][id]), nil
+	return fmt.Sprintf(`X-Matrix origin="%s",destination="%s",key="%s",sig="%s"`, own.Server(), server, own.KeyID(), sig), nil
 }
 
 func (c *Client) resting(server matrix.ServerName) bool {

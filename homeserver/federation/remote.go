@@ -13,6 +13,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/directory"
 	"github.com/carillon-chat/carillon/homeserver/e2ee"
+	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
@@ -80,19 +81,35 @@ func (r *Remote) Verify(ctx context.Context, version string, pdus []json.RawMess
 	return errs
 }
 
-func (r *Remote) verifyOne(ctx context.Context, v gomatrixserverlib.IRoomVersion, raw json.RawMessage) (err error) {
-	defer func() { // the library panics on some malformed identifiers
-		if p := recover(); p != nil {
-			err = matrix.BadJSON("malformed event")
-		}
-	}()
-	pdu, err := v.NewEventFromTrustedJSON(raw, false)
+func (r *Remote) verifyOne(ctx context.Context, version gomatrixserverlib.IRoomVersion, raw json.RawMessage) error {
+	pdu, err := matrix.CanonicalJSON(raw, false)
 	if err != nil {
-		return fmt.Errorf("reading an event: %w", err)
+		return matrix.NotJSON("malformed event: %s", err)
 	}
-	return gomatrixserverlib.VerifyEventSignatures(ctx, pdu, r.ring, func(_ spec.RoomID, sender spec.SenderID) (*spec.UserID, error) {
-		return spec.NewUserID(string(sender), true)
-	})
+	servers, at, err := events.Signers(pdu, version.Version())
+	if err != nil {
+		return err
+	}
+	redacted, err := events.RedactPDU(pdu, version.Version())
+	if err != nil {
+		return matrix.BadJSON("malformed event: %s", err)
+	}
+	reqs := make([]gomatrixserverlib.VerifyJSONRequest, len(servers))
+	for i, s := range servers {
+		reqs[i] = gomatrixserverlib.VerifyJSONRequest{
+			ServerName: spec.ServerName(s), AtTS: at, Message: redacted, ValidityCheckingFunc: version.SignatureValidityCheck,
+		}
+	}
+	results, err := r.ring.VerifyJSONs(ctx, reqs)
+	if err != nil {
+		return fmt.Errorf("verifying an event: %w", err)
+	}
+	for _, res := range results {
+		if res.Error != nil {
+			return res.Error
+		}
+	}
+	return nil
 }
 
 func (r *Remote) template(ctx context.Context, server matrix.ServerName, kind string, room matrix.RoomID, user matrix.UserID, versions []string) (rooms.RemoteTemplate, error) {

@@ -163,17 +163,12 @@ func (f *Federation) serveStateIDs(c *httpapi.Call) (any, error) {
 
 // ids names stored events.
 func ids(version string, pdus []json.RawMessage) ([]matrix.EventID, error) {
-	v, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(version))
-	if err != nil {
-		return nil, err
-	}
 	out := make([]matrix.EventID, len(pdus))
 	for i, raw := range pdus {
-		pdu, err := v.NewEventFromTrustedJSON(raw, false)
-		if err != nil {
+		var err error
+		if out[i], err = events.IDOf(raw, gomatrixserverlib.RoomVersion(version)); err != nil {
 			return nil, err
 		}
-		out[i] = matrix.EventID(pdu.EventID())
 	}
 	return out, nil
 }

@@ -2,11 +2,12 @@ package serverkeys
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
-	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -17,15 +18,16 @@ import (
 
 var errResting = errors.New("asked too recently")
 
-// fetchKeys asks every server named in reqs once, several at a time.
-func (r *Ring) fetchKeys(ctx context.Context, reqs map[gomatrixserverlib.PublicKeyLookupRequest]spec.Timestamp) (map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult, error) {
-	byServer := map[matrix.ServerName][]gomatrixserverlib.PublicKeyLookupRequest{}
-	for req := range reqs {
+// fetchKeys asks every server named in refs once, several at a time, and returns
+// the keys that could be had.
+func (r *Ring) fetchKeys(ctx context.Context, refs map[keyRef]struct{}) map[keyRef]keyInfo {
+	byServer := map[matrix.ServerName][]keyRef{}
+	for req := range refs {
 		if s := matrix.ServerName(req.ServerName); s != r.own.server {
 			byServer[s] = append(byServer[s], req)
 		}
 	}
-	out := map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult{}
+	out := map[keyRef]keyInfo{}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, fetchParallel) // full: the next server waits for its turn
@@ -49,7 +51,7 @@ func (r *Ring) fetchKeys(ctx context.Context, reqs map[gomatrixserverlib.PublicK
 		}()
 	}
 	wg.Wait()
-	return out, nil
+	return out
 }
 
 // refresh fetches, checks, stores and returns the answer of a server; concurrent callers share one fetch.
@@ -135,7 +137,7 @@ func (r *Ring) askNotary(ctx context.Context, n Notary, server matrix.ServerName
 			continue
 		}
 		for id, pub := range n.Keys {
-			if gomatrixserverlib.VerifyJSON(string(n.Server), id, pub, raw) == nil {
+			if VerifyWith(n.Server, id, pub, raw) == nil {
 				return keys, nil
 			}
 		}
@@ -150,23 +152,36 @@ func checked(server matrix.ServerName, raw []byte) (gomatrixserverlib.ServerKeys
 		return keys, fmt.Errorf("decoding server keys: %w", err)
 	}
 	keys.Raw = raw
-	if checks, _ := gomatrixserverlib.CheckKeys(spec.ServerName(server), time.Unix(0, 0), keys); !checks.AllChecksOK {
-		return keys, errors.New("the answer is not a signed key list of this server")
+	if keys.ServerName != spec.ServerName(server) || keys.ValidUntilTS == 0 {
+		return keys, errors.New("the answer is not a key list of this server")
+	}
+	signed := false
+	for id, key := range keys.VerifyKeys {
+		if !strings.HasPrefix(string(id), "ed25519:") {
+			continue
+		}
+		if err := VerifyWith(server, id, ed25519.PublicKey(key.Key), raw); err != nil {
+			return keys, fmt.Errorf("checking a key list: %w", err)
+		}
+		signed = true
+	}
+	if !signed {
+		return keys, errors.New("the answer lists no key in use")
 	}
 	return keys, nil
 }
 
 // store writes an answer with its keys and remembers them.
 func (r *Ring) store(ctx context.Context, keys gomatrixserverlib.ServerKeys) error {
-	rows := map[gomatrixserverlib.KeyID]gomatrixserverlib.PublicKeyLookupResult{}
+	rows := map[gomatrixserverlib.KeyID]keyInfo{}
 	for id, k := range keys.OldVerifyKeys {
 		if len(k.Key) == 32 && k.ExpiredTS != 0 {
-			rows[id] = gomatrixserverlib.PublicKeyLookupResult{VerifyKey: k.VerifyKey, ExpiredTS: k.ExpiredTS}
+			rows[id] = keyInfo{VerifyKey: k.VerifyKey, ExpiredTS: k.ExpiredTS}
 		}
 	}
 	for id, k := range keys.VerifyKeys {
 		if len(k.Key) == 32 {
-			rows[id] = gomatrixserverlib.PublicKeyLookupResult{VerifyKey: k, ValidUntilTS: keys.ValidUntilTS}
+			rows[id] = keyInfo{VerifyKey: k, ValidUntilTS: keys.ValidUntilTS}
 		}
 	}
 	now := matrix.Millis(r.opts.Now())
@@ -184,7 +199,7 @@ func (r *Ring) store(ctx context.Context, keys gomatrixserverlib.ServerKeys) err
 		return fmt.Errorf("storing the keys of %s: %w", keys.ServerName, err)
 	}
 	for id, k := range rows {
-		r.remember(gomatrixserverlib.PublicKeyLookupRequest{ServerName: keys.ServerName, KeyID: id}, k)
+		r.remember(keyRef{ServerName: keys.ServerName, KeyID: id}, k)
 	}
 	return nil
 }

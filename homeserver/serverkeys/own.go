@@ -191,9 +191,28 @@ func (o *Own) Private() ed25519.PrivateKey { return o.private }
 // Public is the public half of the key in use.
 func (o *Own) Public() ed25519.PublicKey { return o.private.Public().(ed25519.PublicKey) }
 
+// Signature is this server's signature on a JSON object, in Base64.
+//
+// Spec: appendices#signing-json
+func (o *Own) Signature(object []byte) (string, error) {
+	body, err := signedPart(object)
+	if err != nil {
+		return "", fmt.Errorf("signing: %w", err)
+	}
+	return base64.RawStdEncoding.EncodeToString(ed25519.Sign(o.private, body)), nil
+}
+
 // SignJSON adds this server's signature to a JSON object.
-func (o *Own) SignJSON(message []byte) ([]byte, error) {
-	out, err := gomatrixserverlib.SignJSON(string(o.server), o.keyID, o.private, message)
+func (o *Own) SignJSON(object []byte) ([]byte, error) {
+	sig, err := o.Signature(object)
+	if err != nil {
+		return nil, err
+	}
+	canonical, err := matrix.CanonicalObject(object, false)
+	if err != nil {
+		return nil, fmt.Errorf("signing: %w", err)
+	}
+	out, err := matrix.AddSignature(canonical, o.server, string(o.keyID), sig)
 	if err != nil {
 		return nil, fmt.Errorf("signing: %w", err)
 	}
@@ -201,18 +220,18 @@ func (o *Own) SignJSON(message []byte) ([]byte, error) {
 }
 
 // lookup gives an own key, in use or old.
-func (o *Own) lookup(id gomatrixserverlib.KeyID, now time.Time) (gomatrixserverlib.PublicKeyLookupResult, bool) {
+func (o *Own) lookup(id gomatrixserverlib.KeyID, now time.Time) (keyInfo, bool) {
 	if id == o.keyID {
-		return gomatrixserverlib.PublicKeyLookupResult{
+		return keyInfo{
 			VerifyKey:    gomatrixserverlib.VerifyKey{Key: spec.Base64Bytes(o.Public())},
 			ExpiredTS:    gomatrixserverlib.PublicKeyNotExpired,
 			ValidUntilTS: spec.AsTimestamp(now.Add(publishedValidity)),
 		}, true
 	}
 	if k, ok := o.old[id]; ok {
-		return gomatrixserverlib.PublicKeyLookupResult{VerifyKey: k.VerifyKey, ExpiredTS: k.ExpiredTS}, true
+		return keyInfo{VerifyKey: k.VerifyKey, ExpiredTS: k.ExpiredTS}, true
 	}
-	return gomatrixserverlib.PublicKeyLookupResult{}, false
+	return keyInfo{}, false
 }
 
 // published is the signed answer of /_matrix/key/v2/server.

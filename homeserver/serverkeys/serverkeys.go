@@ -65,10 +65,9 @@ type Ring struct {
 	own   *Own
 	fetch Fetcher
 	opts  Options
-	lib   gomatrixserverlib.KeyRing
 
 	mu      sync.RWMutex
-	cache   map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult
+	cache   map[keyRef]keyInfo
 	tries   map[matrix.ServerName]attempt
 	flight  singleflight.Group
 	pubMu   sync.Mutex
@@ -90,70 +89,23 @@ func NewRing(ctx context.Context, db *sqldb.DB, own *Own, fetch Fetcher, opts Op
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	r := &Ring{
+	return &Ring{
 		db: db, own: own, fetch: fetch, opts: opts,
-		cache: map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult{},
+		cache: map[keyRef]keyInfo{},
 		tries: map[matrix.ServerName]attempt{},
-	}
-	r.lib = gomatrixserverlib.KeyRing{KeyDatabase: keyDB{r}, KeyFetchers: []gomatrixserverlib.KeyFetcher{remote{r}}}
-	return r, nil
+	}, nil
 }
 
 // Own is this server's key.
 func (r *Ring) Own() *Own { return r.own }
 
-// VerifyJSONs checks signatures, fetching keys that are not known. Spec: server-server-api#retrieving-server-keys
-func (r *Ring) VerifyJSONs(ctx context.Context, reqs []gomatrixserverlib.VerifyJSONRequest) ([]gomatrixserverlib.VerifyJSONResult, error) {
-	return r.lib.VerifyJSONs(ctx, reqs)
-}
-
-// VerifyJSON checks that server signed the message with a key valid now.
-func (r *Ring) VerifyJSON(ctx context.Context, server matrix.ServerName, message []byte) error {
-	res, err := r.VerifyJSONs(ctx, []gomatrixserverlib.VerifyJSONRequest{{
-		ServerName:           spec.ServerName(server),
-		AtTS:                 spec.AsTimestamp(r.opts.Now()),
-		Message:              message,
-		ValidityCheckingFunc: gomatrixserverlib.StrictValiditySignatureCheck,
-	}})
-	if err != nil {
-		return fmt.Errorf("verifying a signature of %s: %w", server, err)
-	}
-	return res[0].Error
-}
-
-// keyDB is the ring's memory and table as the library's KeyDatabase.
-type keyDB struct{ r *Ring }
-
-// FetcherName is for the library's log.
-func (keyDB) FetcherName() string { return "store" }
-
-// FetchKeys reads known keys, from memory where possible.
-func (d keyDB) FetchKeys(ctx context.Context, reqs map[gomatrixserverlib.PublicKeyLookupRequest]spec.Timestamp) (map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult, error) {
-	return d.r.known(ctx, reqs)
-}
-
-// StoreKeys does nothing: keys are stored with their server's answer, when they are fetched.
-func (keyDB) StoreKeys(context.Context, map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult) error {
-	return nil
-}
-
-// remote is the network as the library's KeyFetcher.
-type remote struct{ r *Ring }
-
-// FetcherName is for the library's log.
-func (remote) FetcherName() string { return "servers" }
-
-// FetchKeys asks the servers named.
-func (f remote) FetchKeys(ctx context.Context, reqs map[gomatrixserverlib.PublicKeyLookupRequest]spec.Timestamp) (map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult, error) {
-	return f.r.fetchKeys(ctx, reqs)
-}
-
-func (r *Ring) known(ctx context.Context, reqs map[gomatrixserverlib.PublicKeyLookupRequest]spec.Timestamp) (map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult, error) {
-	out := make(map[gomatrixserverlib.PublicKeyLookupRequest]gomatrixserverlib.PublicKeyLookupResult, len(reqs))
-	var missing []gomatrixserverlib.PublicKeyLookupRequest
+// known gives the keys that are at hand, from memory where possible.
+func (r *Ring) known(ctx context.Context, refs map[keyRef]struct{}) (map[keyRef]keyInfo, error) {
+	out := make(map[keyRef]keyInfo, len(refs))
+	var missing []keyRef
 	now := r.opts.Now()
 	r.mu.RLock()
-	for req := range reqs {
+	for req := range refs {
 		if matrix.ServerName(req.ServerName) == r.own.server {
 			if res, ok := r.own.lookup(req.KeyID, now); ok {
 				out[req] = res
@@ -179,7 +131,7 @@ func (r *Ring) known(ctx context.Context, reqs map[gomatrixserverlib.PublicKeyLo
 			if err != nil {
 				return err
 			}
-			out[req] = gomatrixserverlib.PublicKeyLookupResult{
+			out[req] = keyInfo{
 				VerifyKey:    gomatrixserverlib.VerifyKey{Key: pub},
 				ValidUntilTS: spec.Timestamp(validUntil), ExpiredTS: spec.Timestamp(expired),
 			}
@@ -197,7 +149,7 @@ func (r *Ring) known(ctx context.Context, reqs map[gomatrixserverlib.PublicKeyLo
 	return out, nil
 }
 
-func (r *Ring) remember(req gomatrixserverlib.PublicKeyLookupRequest, res gomatrixserverlib.PublicKeyLookupResult) {
+func (r *Ring) remember(req keyRef, res keyInfo) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.cache[req]; !ok && len(r.cache) >= cachedKeys {

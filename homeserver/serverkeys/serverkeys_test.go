@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -265,5 +266,93 @@ func TestForeignAnswers(t *testing.T) {
 	good := &far{notary: []json.RawMessage{withSig}}
 	if err := ring(t, sqldbtest.Open(t), evil, good, trust).VerifyJSON(t.Context(), "a.test", ofA); err != nil {
 		t.Errorf("through a notary: %v", err)
+	}
+}
+
+// What is signed is the message, whatever its keys are made of.
+func TestAwkwardKeys(t *testing.T) {
+	t.Parallel()
+	a := load(t, t.TempDir(), "a.test")
+	f := &far{answers: map[matrix.ServerName][]byte{}}
+	_, f.answers["a.test"] = serve(t, ring(t, sqldbtest.Open(t), a, f, serverkeys.Options{}))("GET", "/_matrix/key/v2/server", "")
+	b := ring(t, sqldbtest.Open(t), load(t, t.TempDir(), "b.test"), f, serverkeys.Options{})
+	for _, in := range []string{
+		`{"q\"x":1}`, `{"\\":1,"\u0001":{"\n":2}}`, `{"z":"<&>","unsigned":{"age":1},"a":"\u2028"}`, `{"f":1.5}`, `{}`,
+		`{"signatures":{"other":{"ed25519:x":"AA"},"a.test":{"ed25519:old":"AA"}},"b":1}`,
+	} {
+		signed, err := a.SignJSON([]byte(in))
+		if err != nil || !json.Valid(signed) {
+			t.Fatalf("%s: %s, %v", in, signed, err)
+		}
+		var was, is map[string]any
+		if json.Unmarshal([]byte(in), &was) != nil || json.Unmarshal(signed, &is) != nil {
+			t.Fatal(in)
+		}
+		if of, ok := was["signatures"].(map[string]any); ok {
+			got := is["signatures"].(map[string]any)
+			if got["other"].(map[string]any)["ed25519:x"] != "AA" || got["a.test"].(map[string]any)["ed25519:old"] != "AA" || len(of) != len(got) {
+				t.Errorf("other signatures were lost: %s", signed)
+			}
+		}
+		delete(was, "signatures")
+		delete(is, "signatures")
+		if !reflect.DeepEqual(was, is) {
+			t.Errorf("%s became %s", in, signed)
+		}
+		if err := b.VerifyJSON(t.Context(), "a.test", signed); err != nil {
+			t.Errorf("%s: %v", signed, err)
+		}
+		changed := append([]byte(`{"more":1,`), signed[1:]...)
+		if b.VerifyJSON(t.Context(), "a.test", changed) == nil {
+			t.Errorf("%s was accepted", changed)
+		}
+	}
+	for _, bad := range []string{`[]`, `{`, `{"signatures":[]}`, `{"signatures":{"a.test":{"ed25519:1":"AA"}}}`, `{"signatures":{"a.test":{"rsa:1":"AA"}}}`, `{"signatures":{"a.test":7}}`} {
+		if b.VerifyJSON(t.Context(), "a.test", []byte(bad)) == nil {
+			t.Errorf("%s was accepted", bad)
+		}
+	}
+}
+
+// Of many messages each gets its own verdict, and each server is asked once.
+func TestVerifyMany(t *testing.T) {
+	t.Parallel()
+	f := &far{answers: map[matrix.ServerName][]byte{}}
+	var reqs []gomatrixserverlib.VerifyJSONRequest
+	add := func(server matrix.ServerName, message []byte) {
+		reqs = append(reqs, gomatrixserverlib.VerifyJSONRequest{
+			ServerName: spec.ServerName(server), AtTS: spec.AsTimestamp(time.Now()), Message: message,
+			ValidityCheckingFunc: gomatrixserverlib.StrictValiditySignatureCheck,
+		})
+	}
+	a, c := load(t, t.TempDir(), "a.test"), load(t, t.TempDir(), "c.test")
+	for _, o := range []*serverkeys.Own{a, c} {
+		_, f.answers[o.Server()] = serve(t, ring(t, sqldbtest.Open(t), o, f, serverkeys.Options{}))("GET", "/_matrix/key/v2/server", "")
+	}
+	both, _ := a.SignJSON([]byte(`{"both":1}`))
+	both, _ = c.SignJSON(both)
+	gone, _ := load(t, t.TempDir(), "gone.test").SignJSON([]byte(`{}`))
+	late, _ := a.SignJSON([]byte(`{"late":1}`))
+	add("a.test", both)
+	add("c.test", both)
+	add("c.test", []byte(strings.Replace(string(both), `"both":1`, `"both":2`, 1)))
+	add("gone.test", gone)
+	add("a.test", gone)
+	add("a.test", late)
+	reqs[5].AtTS = spec.AsTimestamp(time.Now().Add(30 * 24 * time.Hour))
+	r := ring(t, sqldbtest.Open(t), load(t, t.TempDir(), "b.test"), f, serverkeys.Options{})
+	for round, asked := range []int{3, 3} {
+		res, err := r.VerifyJSONs(t.Context(), reqs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, good := range []bool{true, true, false, false, false, false} {
+			if (res[i].Error == nil) != good {
+				t.Errorf("round %d, message %d: %v", round, i, res[i].Error)
+			}
+		}
+		if n := f.count(); n != asked {
+			t.Errorf("round %d: %d questions, want %d", round, n, asked)
+		}
 	}
 }
