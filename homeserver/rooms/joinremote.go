@@ -26,25 +26,27 @@ func (r *Rooms) candidates(ctx context.Context, c MemberChange) ([]matrix.Server
 	if r.o.Remote == nil {
 		return nil, matrix.NotFound("this server does not know the room %s and does not federate", c.Room)
 	}
-	list := slices.Clone(c.Via)
+	var out []matrix.ServerName
+	add := func(list ...matrix.ServerName) {
+		for _, s := range list {
+			if s != "" && s != r.o.Signer.Server && !slices.Contains(out, s) {
+				out = append(out, s)
+			}
+		}
+	}
+	add(c.Via...)
 	m, err := r.MembershipOf(ctx, c.Target, c.Room)
 	if err != nil {
 		return nil, err
 	}
-	if m != nil && m.Sender != "" {
-		list = append(list, m.Sender.Server())
+	if m != nil {
+		add(m.Sender.Server())
 	}
-	if len(list) == 0 {
-		list = r.hub.Servers(c.Room)
+	if len(out) == 0 {
+		add(r.hub.Servers(c.Room)...)
 	}
-	if s := c.Room.Server(); s != "" && len(list) == 0 { // its name says who made the room, not who is in it
-		list = append(list, s)
-	}
-	var out []matrix.ServerName
-	for _, s := range list {
-		if s != r.o.Signer.Server && !slices.Contains(out, s) {
-			out = append(out, s)
-		}
+	if len(out) == 0 { // its name says who made the room, not who is in it
+		add(c.Room.Server())
 	}
 	if len(out) == 0 {
 		return nil, matrix.NotFound("no server is known that is in %s", c.Room)

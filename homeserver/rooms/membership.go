@@ -125,9 +125,10 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 		if m := rm.membership(c.Target); m == spec.Join || m == spec.Invite {
 			return nil, false, nil
 		}
-		ok, err := r.allowedByRooms(ctx, rm, c.Target, c.Service)
-		if err != nil {
-			return nil, false, err
+		ok, known := r.allowedByRooms(rm, c.Target, c.Service)
+		if !ok && !known && r.o.Remote != nil {
+			elsewhere = true
+			return nil, true, nil
 		}
 		if !ok {
 			return nil, false, matrix.Forbidden("you are in none of the rooms whose members may join %s", c.Room)
@@ -148,23 +149,28 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 	return err
 }
 
-// allowedByRooms evaluates the allow rules of a restricted room.
-func (r *Rooms) allowedByRooms(_ context.Context, rm *room, user, service matrix.UserID) (bool, error) {
+// allowedByRooms evaluates the allow rules of a restricted room. known says that
+// the answer is certain: this server is in all the rooms that count.
+func (r *Rooms) allowedByRooms(rm *room, user, service matrix.UserID) (ok, known bool) {
+	known = true
 	e := rm.current(spec.MRoomJoinRules, "")
 	if e == nil {
-		return false, nil
+		return false, true
 	}
-	ok := false
 	gjson.GetBytes(e.JSON, "content.allow").ForEach(func(_, a gjson.Result) bool {
-		if a.Get("type").Str == spec.MRoomMembership && r.hub.Joined(user, matrix.RoomID(a.Get("room_id").Str)) {
-			ok = true
+		if id := matrix.RoomID(a.Get("room_id").Str); a.Get("type").Str == spec.MRoomMembership {
+			if !r.participates(id) {
+				known = false // what is remembered of it may be out of date
+			} else if r.hub.Joined(user, id) {
+				ok = true
+			}
 		}
 		if service != "" && a.Get("type").Str == "im.carillon.application_service" && a.Get("user_id").Str == string(service) && rm.membership(service) == spec.Join {
 			ok = true
 		}
 		return !ok
 	})
-	return ok, nil
+	return ok, known
 }
 
 // voucher finds a local user who may invite, "" if there is none.

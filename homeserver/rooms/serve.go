@@ -73,9 +73,9 @@ func (r *Rooms) template(ctx context.Context, id matrix.RoomID, user matrix.User
 // vouchFor finds a local user who may vouch for a user's join to a restricted
 // room, and says as the specification asks why there is none.
 func (r *Rooms) vouchFor(ctx context.Context, rm *room, user matrix.UserID) (matrix.UserID, error) {
-	ok, err := r.allowedByRooms(ctx, rm, user, "")
-	if err != nil {
-		return "", err
+	ok, known := r.allowedByRooms(rm, user, "")
+	if !ok && !known {
+		return "", matrix.NewError(400, "M_UNABLE_TO_AUTHORISE_JOIN", "this server is not in the rooms whose members may join")
 	}
 	if !ok {
 		return "", matrix.Forbidden("%s is in none of the rooms whose members may join", user)
