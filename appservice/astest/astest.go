@@ -34,6 +34,7 @@ type Server struct {
 	// LockedMayNotAct refuses the service to act for locked accounts.
 	LockedMayNotAct bool
 
+	flying  sync.WaitGroup // requests of Client under way
 	mu      sync.Mutex
 	users   map[string]*user
 	rooms   map[string]*room
@@ -95,7 +96,7 @@ func New() *Server {
 func (s *Server) Client(t testing.TB) *mxclient.Client {
 	t.Helper()
 	c, err := mxclient.New(mxclient.Config{
-		ServerName: ServerName, ASToken: ASToken, BotLocalpart: "carillon", Transport: mxclient.NewHandlerTransport(s),
+		ServerName: ServerName, ASToken: ASToken, BotLocalpart: "carillon", Transport: s.transport(),
 		MinBackoff: time.Millisecond, MaxBackoff: 5 * time.Millisecond, Attempts: 3,
 	})
 	if err != nil {
@@ -103,6 +104,26 @@ func (s *Server) Client(t testing.TB) *mxclient.Client {
 	}
 	return c
 }
+
+// transport is one whose requests Settle waits for.
+func (s *Server) transport() http.RoundTripper {
+	inner := mxclient.NewHandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer s.flying.Done()
+		s.ServeHTTP(w, r)
+	}))
+	return roundTripper(func(r *http.Request) (*http.Response, error) {
+		s.flying.Add(1)
+		return inner.RoundTrip(r)
+	})
+}
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+// RoundTrip implements http.RoundTripper.
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Settle waits until the requests that the callers of Client have given up are over too.
+func (s *Server) Settle() { s.flying.Wait() }
 
 // SetFault installs what decides whether a request fails; nil for none.
 func (s *Server) SetFault(f func(*http.Request) Fault) {
