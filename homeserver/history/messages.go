@@ -217,8 +217,9 @@ func (p *page) encode(start string, q query) []byte {
 	b = append(b, `{"start":`...)
 	b = matrix.AppendJSONString(b, start)
 	// At the newest event a client goes on with /sync, but it may also ask
-	// again here; at the oldest there is nothing more.
-	more := !p.atEnd || q.hasTo || p.older || q.forward && len(p.events) > 0
+	// again here; at the oldest there is nothing more, nor after an empty page up
+	// to the place where the client wants to stop.
+	more := !p.atEnd || p.older || (q.hasTo || q.forward) && len(p.events) > 0
 	if !q.forward && p.created {
 		more = q.filter != nil && len(p.events) > 0 // a filtered page ends anywhere; an empty one is the last
 	}
