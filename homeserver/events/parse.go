@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"slices"
 	"strings"
 
@@ -49,8 +50,9 @@ func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err err
 	if err != nil {
 		return nil, matrix.BadJSON("malformed event: %s", err)
 	}
-	if err := gomatrixserverlib.CheckFields(parsed); err != nil {
-		return nil, matrix.BadJSON("malformed event: %s", err)
+	var bad gomatrixserverlib.EventValidationError
+	if err := gomatrixserverlib.CheckFields(parsed); err != nil && !(errors.As(err, &bad) && bad.Persistable && !v.StrictEventByteLimits()) {
+		return nil, matrix.BadJSON("malformed event: %s", err) // older versions counted characters, not bytes
 	}
 	if _, err := matrix.ParseRoomID(parsed.RoomID().String()); err != nil {
 		return nil, err

@@ -19,8 +19,12 @@ import (
 )
 
 const (
-	// maxMissing is how many events are asked for where some are missing.
+	// maxMissing is how many events are asked for at once where some are missing,
+	// and maxRounds how often for one event.
 	maxMissing = 50
+	maxRounds  = 10
+	// maxOneByOne is how many events are asked for each by itself.
+	maxOneByOne = 100
 	// maxTips bounds the prev_events of our own events.
 	// Spec: server-server-api#pdus
 	maxTips = 20
@@ -66,7 +70,8 @@ func roomOf(raw json.RawMessage) (matrix.RoomID, error) {
 
 // receiveOutside takes in what concerns a local user in a room that this server
 // is not in: his invitation is taken back, or his knock refused. The room's state
-// is not known; the event must build on the very invitation or knock.
+// is not known; the event must build on the very invitation or knock, and only
+// who gave an invitation is believed to take it back.
 func (r *Rooms) receiveOutside(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) error {
 	unknown := matrix.NotFound("this server is not in %s", room)
 	f := gjson.GetManyBytes(raw, "type", "state_key", "content.membership")
@@ -92,7 +97,7 @@ func (r *Rooms) receiveOutside(ctx context.Context, origin matrix.ServerName, ro
 	if err != nil {
 		return err
 	}
-	if ev.Sender.Server() != origin || !slices.Contains(ev.AuthEvents(), before.ID) {
+	if ev.Sender.Server() != origin || m.Membership == spec.Invite && ev.Sender != m.Sender || !slices.Contains(ev.AuthEvents(), before.ID) {
 		return matrix.Forbidden("%s does not end the membership of %s", ev.ID, target)
 	}
 	return r.outside(ctx, ev, "")
@@ -123,30 +128,15 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 	if known != nil {
 		ev.NID = known.NID
 	}
+	foreign, err := r.ancestors(ctx, origin, ev, ask)
+	if err != nil {
+		return nil, err
+	}
 	auth, err := r.authEvents(ctx, origin, ev)
 	if err != nil {
 		return nil, err
 	}
 	rejected := allowedBy(ev, auth)
-	var foreign *foreignState
-	if missing, err := r.missing(ctx, ev.PrevEvents()); err != nil {
-		return nil, err
-	} else if len(missing) > 0 {
-		if ask {
-			if err := r.fillGap(ctx, origin, ev); err != nil {
-				return nil, err
-			}
-			missing, err = r.missing(ctx, ev.PrevEvents())
-			if err != nil {
-				return nil, err
-			}
-		}
-		if len(missing) > 0 {
-			if foreign, err = r.foreignState(ctx, origin, ev); err != nil {
-				return nil, err
-			}
-		}
-	}
 	for attempt := 0; ; attempt++ {
 		placed, err := r.acceptOnce(ctx, ev, rejected, foreign)
 		if err != nil && attempt < maxAttempts && errors.Is(err, errRoomMoved) {
@@ -206,254 +196,6 @@ func allowedBy(ev *events.Event, auth []*events.Event) error {
 		return err
 	}
 	return allowed(ev, pdu, provider)
-}
-
-// authEvents gives the events that authorise ev, fetching its chain where one is
-// not known.
-func (r *Rooms) authEvents(ctx context.Context, origin matrix.ServerName, ev *events.Event) ([]*events.Event, error) {
-	ids := ev.AuthEvents()
-	have, err := r.many(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	if len(have) < len(unique(ids)) {
-		chain, err := r.o.Remote.EventAuth(ctx, origin, ev.Room, ev.ID)
-		if err != nil {
-			return nil, fmt.Errorf("asking %s for the auth chain of %s: %w", origin, ev.ID, err)
-		}
-		if _, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, chain); err != nil {
-			return nil, err
-		}
-		if have, err = r.many(ctx, ids); err != nil {
-			return nil, err
-		}
-	}
-	out := make([]*events.Event, 0, len(ids))
-	for _, id := range ids {
-		e := have[id]
-		if e == nil {
-			return nil, matrix.Forbidden("%s is authorised by %s, which cannot be had", ev.ID, id)
-		}
-		out = append(out, e)
-	}
-	return out, nil
-}
-
-func unique(ids []matrix.EventID) []matrix.EventID {
-	s := slices.Clone(ids)
-	slices.Sort(s)
-	return slices.Compact(s)
-}
-
-func (r *Rooms) many(ctx context.Context, ids []matrix.EventID) (m map[matrix.EventID]*events.Event, err error) {
-	err = r.db.Read(ctx, func(tx *sqldb.Tx) error {
-		m, err = r.events.GetMany(tx, ids)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading events: %w", err)
-	}
-	return m, nil
-}
-
-// storeOutliers checks events that are known only as part of a state or a chain,
-// and stores those that are new: ancestors first, each authorised by its own
-// auth_events. Those that fail are left out.
-func (r *Rooms) storeOutliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (map[matrix.EventID]*events.Event, error) {
-	if len(raws) > maxChain {
-		return nil, matrix.Forbidden("%d events are too many", len(raws))
-	}
-	all, fresh, err := r.outliers(ctx, version, room, raws)
-	if err != nil || len(fresh) == 0 {
-		return all, err
-	}
-	err = r.db.Write(ctx, func(tx *sqldb.Tx) error { return r.insertOutliers(tx, fresh) })
-	if err != nil {
-		return nil, fmt.Errorf("storing outliers: %w", err)
-	}
-	return r.merged(ctx, all, fresh)
-}
-
-// merged reads back what was stored, so that row numbers are known.
-func (r *Rooms) merged(ctx context.Context, all map[matrix.EventID]*events.Event, fresh []*events.Event) (map[matrix.EventID]*events.Event, error) {
-	ids := make([]matrix.EventID, len(fresh))
-	for i, e := range fresh {
-		ids[i] = e.ID
-	}
-	stored, err := r.many(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	for id, e := range stored {
-		all[id] = e
-	}
-	return all, nil
-}
-
-func (r *Rooms) insertOutliers(tx *sqldb.Tx, fresh []*events.Event) error {
-	ids := make([]matrix.EventID, len(fresh))
-	for i, e := range fresh {
-		ids[i] = e.ID
-	}
-	have, err := r.events.GetMany(tx, ids)
-	if err != nil {
-		return err
-	}
-	nid, err := r.events.Lower(tx, len(fresh))
-	if err != nil {
-		return err
-	}
-	for i, e := range fresh {
-		if have[e.ID] != nil {
-			continue // somebody else was faster
-		}
-		p := e.Placed(nid+int64(i), 0, 0)
-		p.Flags |= events.FlagOutlier
-		if err := r.events.Insert(tx, p); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// outliers parses, verifies and authorises raws; all holds those that are good,
-// known ones included, fresh those to be stored, ancestors first.
-func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (all map[matrix.EventID]*events.Event, fresh []*events.Event, err error) {
-	var parsed []*events.Event
-	var ids []matrix.EventID
-	for _, raw := range raws {
-		e, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
-		if err != nil || e.Room != room {
-			continue
-		}
-		parsed, ids = append(parsed, e), append(ids, e.ID)
-	}
-	if all, err = r.many(ctx, ids); err != nil {
-		return nil, nil, err
-	}
-	var unknown []*events.Event
-	var pdus []json.RawMessage
-	for _, e := range parsed {
-		if all[e.ID] == nil {
-			unknown, pdus = append(unknown, e), append(pdus, e.JSON)
-		}
-	}
-	good := map[matrix.EventID]*events.Event{}
-	if len(pdus) > 0 {
-		for i, err := range r.o.Remote.Verify(ctx, version, pdus) {
-			if err == nil {
-				good[unknown[i].ID] = unknown[i]
-			}
-		}
-	}
-	// Auth events outside the list may be known already.
-	var outside []matrix.EventID
-	for _, e := range good {
-		for _, id := range e.AuthEvents() {
-			if good[id] == nil && all[id] == nil {
-				outside = append(outside, id)
-			}
-		}
-	}
-	more, err := r.many(ctx, unique(outside))
-	if err != nil {
-		return nil, nil, err
-	}
-	for id, e := range more {
-		all[id] = e
-	}
-	return all, authorised(good, all), nil
-}
-
-// authorised walks good in the order of authorisation, adds what is allowed to
-// all, and returns it.
-func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
-	var fresh []*events.Event
-	const visiting, done = 1, 2
-	mark := map[matrix.EventID]int{}
-	var visit func(e *events.Event, depth int)
-	visit = func(e *events.Event, depth int) {
-		if mark[e.ID] != 0 || depth > 2000 {
-			return
-		}
-		mark[e.ID] = visiting
-		auth := make([]*events.Event, 0, 4)
-		complete := true
-		for _, id := range e.AuthEvents() {
-			if g := good[id]; g != nil {
-				visit(g, depth+1)
-			}
-			if a := all[id]; a != nil {
-				auth = append(auth, a)
-			} else {
-				complete = false
-			}
-		}
-		mark[e.ID] = done
-		if complete && allowedBy(e, auth) == nil {
-			all[e.ID] = e
-			fresh = append(fresh, e)
-		}
-	}
-	for _, e := range good {
-		visit(e, 0)
-	}
-	return fresh
-}
-
-// fillGap asks origin for the events between what is known here and ev.
-// Spec: server-server-api#retrieving-missing-events
-func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) error {
-	rm, err := r.locked(ctx, ev.Room)
-	if err != nil {
-		return err
-	}
-	tips := slices.Clone(rm.tips)
-	rm.mu.Unlock()
-	raws, err := r.o.Remote.MissingEvents(ctx, origin, ev.Room, tips, []matrix.EventID{ev.ID}, maxMissing)
-	if err != nil {
-		return nil // the state is asked for instead
-	}
-	var list []*events.Event
-	for _, raw := range raws {
-		if e, err := r.check(ctx, string(ev.Version), raw); err == nil && e.Room == ev.Room {
-			list = append(list, e)
-		}
-	}
-	slices.SortStableFunc(list, func(a, b *events.Event) int { return int(a.Depth - b.Depth) })
-	for _, e := range list {
-		// A rejected one is stored; one whose ancestors are missing takes its
-		// state from origin.
-		if _, err := r.accept(ctx, origin, e, false); err != nil && ctx.Err() != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// foreignState is the state before an event as another server has it.
-type foreignState struct{ state map[state.Key]*events.Event }
-
-func (r *Rooms) foreignState(ctx context.Context, origin matrix.ServerName, ev *events.Event) (*foreignState, error) {
-	st, err := r.o.Remote.State(ctx, origin, ev.Room, ev.ID)
-	if err != nil {
-		return nil, fmt.Errorf("asking %s for the state before %s: %w", origin, ev.ID, err)
-	}
-	all, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, append(slices.Clone(st.AuthChain), st.State...))
-	if err != nil {
-		return nil, err
-	}
-	f := &foreignState{state: map[state.Key]*events.Event{}}
-	for _, raw := range st.State {
-		e, err := events.Parse(raw, ev.Version)
-		if err != nil || e.StateKey == nil {
-			continue
-		}
-		if stored := all[e.ID]; stored != nil && !stored.Rejected() {
-			f.state[state.Key{Type: stored.Type, StateKey: *stored.StateKey}] = stored
-		}
-	}
-	return f, nil
 }
 
 // acceptOnce places one event. An event whose prev_events are the room's tips is

@@ -1,0 +1,345 @@
+package rooms
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/matrix-org/gomatrixserverlib"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/state"
+)
+
+// ancestors sees to it that what an event builds on is known: the events between
+// are asked for, if ask says so, and where some stay away, the state before it.
+func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *events.Event, ask bool) (*foreignState, error) {
+	missing, err := r.missing(ctx, ev.PrevEvents())
+	if err != nil || len(missing) == 0 {
+		return nil, err
+	}
+	if ask {
+		if err := r.fillGap(ctx, origin, ev); err != nil {
+			return nil, err
+		}
+		if missing, err = r.missing(ctx, ev.PrevEvents()); err != nil || len(missing) == 0 {
+			return nil, err
+		}
+	}
+	return r.foreignState(ctx, origin, ev)
+}
+
+// authEvents gives the events that authorise ev, fetching its chain where one is
+// not known.
+func (r *Rooms) authEvents(ctx context.Context, origin matrix.ServerName, ev *events.Event) ([]*events.Event, error) {
+	ids := ev.AuthEvents()
+	have, err := r.many(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	if len(have) < len(unique(ids)) {
+		chain, err := r.o.Remote.EventAuth(ctx, origin, ev.Room, ev.ID)
+		if err != nil {
+			if chain, err = r.oneByOne(ctx, origin, ev, ids); err != nil {
+				return nil, err
+			}
+		}
+		if _, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, chain); err != nil {
+			return nil, err
+		}
+		if have, err = r.many(ctx, ids); err != nil {
+			return nil, err
+		}
+	}
+	out := make([]*events.Event, 0, len(ids))
+	for _, id := range ids {
+		e := have[id]
+		if e == nil {
+			return nil, matrix.Forbidden("%s is authorised by %s, which cannot be had", ev.ID, id)
+		}
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+// oneByOne asks for events and for what authorises them, each by itself. Those
+// that cannot be had are left out.
+func (r *Rooms) oneByOne(ctx context.Context, origin matrix.ServerName, ev *events.Event, ids []matrix.EventID) ([]json.RawMessage, error) {
+	var out []json.RawMessage
+	asked := map[matrix.EventID]bool{}
+	for next := ids; len(next) > 0; {
+		have, err := r.many(ctx, next)
+		if err != nil {
+			return nil, err
+		}
+		var more []matrix.EventID
+		for _, id := range next {
+			if have[id] != nil || asked[id] || len(asked) >= maxOneByOne {
+				continue
+			}
+			asked[id] = true
+			raw, err := r.o.Remote.Event(ctx, origin, id)
+			if err != nil {
+				continue
+			}
+			if e, err := events.Parse(raw, ev.Version); err == nil && e.ID == id {
+				out, more = append(out, raw), append(more, e.AuthEvents()...)
+			}
+		}
+		next = more
+	}
+	return out, ctx.Err()
+}
+
+func unique(ids []matrix.EventID) []matrix.EventID {
+	s := slices.Clone(ids)
+	slices.Sort(s)
+	return slices.Compact(s)
+}
+
+func (r *Rooms) many(ctx context.Context, ids []matrix.EventID) (m map[matrix.EventID]*events.Event, err error) {
+	err = r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		m, err = r.events.GetMany(tx, ids)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reading events: %w", err)
+	}
+	return m, nil
+}
+
+// storeOutliers checks events that are known only as part of a state or a chain,
+// and stores those that are new: ancestors first, each authorised by its own
+// auth_events. Those that fail are left out.
+func (r *Rooms) storeOutliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (map[matrix.EventID]*events.Event, error) {
+	if len(raws) > maxChain {
+		return nil, matrix.Forbidden("%d events are too many", len(raws))
+	}
+	all, fresh, err := r.outliers(ctx, version, room, raws)
+	if err != nil || len(fresh) == 0 {
+		return all, err
+	}
+	err = r.db.Write(ctx, func(tx *sqldb.Tx) error { return r.insertOutliers(tx, fresh) })
+	if err != nil {
+		return nil, fmt.Errorf("storing outliers: %w", err)
+	}
+	return r.merged(ctx, all, fresh)
+}
+
+// merged reads back what was stored, so that row numbers are known.
+func (r *Rooms) merged(ctx context.Context, all map[matrix.EventID]*events.Event, fresh []*events.Event) (map[matrix.EventID]*events.Event, error) {
+	ids := make([]matrix.EventID, len(fresh))
+	for i, e := range fresh {
+		ids[i] = e.ID
+	}
+	stored, err := r.many(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	for id, e := range stored {
+		all[id] = e
+	}
+	return all, nil
+}
+
+func (r *Rooms) insertOutliers(tx *sqldb.Tx, fresh []*events.Event) error {
+	ids := make([]matrix.EventID, len(fresh))
+	for i, e := range fresh {
+		ids[i] = e.ID
+	}
+	have, err := r.events.GetMany(tx, ids)
+	if err != nil {
+		return err
+	}
+	nid, err := r.events.Lower(tx, len(fresh))
+	if err != nil {
+		return err
+	}
+	for i, e := range fresh {
+		if have[e.ID] != nil {
+			continue // somebody else was faster
+		}
+		p := e.Placed(nid+int64(i), 0, 0)
+		p.Flags |= events.FlagOutlier
+		if err := r.events.Insert(tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// outliers parses, verifies and authorises raws; all holds those that are good,
+// known ones included, fresh those to be stored, ancestors first.
+func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (all map[matrix.EventID]*events.Event, fresh []*events.Event, err error) {
+	var parsed []*events.Event
+	var ids []matrix.EventID
+	for _, raw := range raws {
+		e, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
+		if err != nil || e.Room != room {
+			continue
+		}
+		parsed, ids = append(parsed, e), append(ids, e.ID)
+	}
+	if all, err = r.many(ctx, ids); err != nil {
+		return nil, nil, err
+	}
+	var unknown []*events.Event
+	var pdus []json.RawMessage
+	for _, e := range parsed {
+		if all[e.ID] == nil {
+			unknown, pdus = append(unknown, e), append(pdus, e.JSON)
+		}
+	}
+	good := map[matrix.EventID]*events.Event{}
+	if len(pdus) > 0 {
+		for i, err := range r.o.Remote.Verify(ctx, version, pdus) {
+			if err == nil {
+				good[unknown[i].ID] = unknown[i]
+			}
+		}
+	}
+	// Auth events outside the list may be known already.
+	var outside []matrix.EventID
+	for _, e := range good {
+		for _, id := range e.AuthEvents() {
+			if good[id] == nil && all[id] == nil {
+				outside = append(outside, id)
+			}
+		}
+	}
+	more, err := r.many(ctx, unique(outside))
+	if err != nil {
+		return nil, nil, err
+	}
+	for id, e := range more {
+		all[id] = e
+	}
+	return all, authorised(good, all), nil
+}
+
+// authorised walks good in the order of authorisation, adds what is allowed to
+// all, and returns it.
+func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
+	var fresh []*events.Event
+	const visiting, done = 1, 2
+	mark := map[matrix.EventID]int{}
+	var visit func(e *events.Event, depth int)
+	visit = func(e *events.Event, depth int) {
+		if mark[e.ID] != 0 || depth > 2000 {
+			return
+		}
+		mark[e.ID] = visiting
+		auth := make([]*events.Event, 0, 4)
+		complete := true
+		for _, id := range e.AuthEvents() {
+			if g := good[id]; g != nil {
+				visit(g, depth+1)
+			}
+			if a := all[id]; a != nil {
+				auth = append(auth, a)
+			} else {
+				complete = false
+			}
+		}
+		mark[e.ID] = done
+		if !complete {
+			return
+		}
+		if err := allowedBy(e, auth); err != nil {
+			if !matrix.IsCode(err, "M_FORBIDDEN") {
+				return
+			}
+			e.Flags |= events.FlagRejected // kept, so that what it authorises is known to be rejected too
+		}
+		all[e.ID] = e
+		fresh = append(fresh, e)
+	}
+	for _, e := range good {
+		visit(e, 0)
+	}
+	return fresh
+}
+
+// fillGap asks origin for the events between what is known here and ev, on and
+// on until they meet.
+// Spec: server-server-api#retrieving-missing-events
+func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) error {
+	rm, err := r.locked(ctx, ev.Room)
+	if err != nil {
+		return err
+	}
+	tips := slices.Clone(rm.tips)
+	rm.mu.Unlock()
+	got := map[matrix.EventID]*events.Event{}
+	latest := []matrix.EventID{ev.ID}
+	for round := 0; round < maxRounds && len(latest) > 0; round++ {
+		raws, err := r.o.Remote.MissingEvents(ctx, origin, ev.Room, tips, latest, maxMissing)
+		if err != nil {
+			break // the state is asked for instead
+		}
+		var fresh []*events.Event
+		for _, raw := range raws {
+			if e, err := r.check(ctx, string(ev.Version), raw); err == nil && e.Room == ev.Room && got[e.ID] == nil && e.ID != ev.ID {
+				got[e.ID] = e
+				fresh = append(fresh, e)
+			}
+		}
+		if latest, err = r.loose(ctx, got, fresh); err != nil {
+			return err
+		}
+	}
+	list := slices.SortedFunc(maps.Values(got), func(a, b *events.Event) int { return int(a.Depth - b.Depth) })
+	for _, e := range list {
+		// A rejected one is stored; one whose ancestors are missing takes its
+		// state from origin.
+		if _, err := r.accept(ctx, origin, e, false); err != nil && ctx.Err() != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loose lists those of list that build on events neither got nor known.
+func (r *Rooms) loose(ctx context.Context, got map[matrix.EventID]*events.Event, list []*events.Event) ([]matrix.EventID, error) {
+	var out []matrix.EventID
+	for _, e := range list {
+		open := slices.DeleteFunc(e.PrevEvents(), func(id matrix.EventID) bool { return got[id] != nil })
+		missing, err := r.missing(ctx, open)
+		if err != nil {
+			return nil, err
+		}
+		if len(missing) > 0 {
+			out = append(out, e.ID)
+		}
+	}
+	return out, nil
+}
+
+// foreignState is the state before an event as another server has it.
+type foreignState struct{ state map[state.Key]*events.Event }
+
+func (r *Rooms) foreignState(ctx context.Context, origin matrix.ServerName, ev *events.Event) (*foreignState, error) {
+	st, err := r.o.Remote.State(ctx, origin, ev.Room, ev.ID)
+	if err != nil {
+		return nil, fmt.Errorf("asking %s for the state before %s: %w", origin, ev.ID, err)
+	}
+	all, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, append(slices.Clone(st.AuthChain), st.State...))
+	if err != nil {
+		return nil, err
+	}
+	f := &foreignState{state: map[state.Key]*events.Event{}}
+	for _, raw := range st.State {
+		e, err := events.Parse(raw, ev.Version)
+		if err != nil || e.StateKey == nil {
+			continue
+		}
+		if stored := all[e.ID]; stored != nil && !stored.Rejected() {
+			f.state[state.Key{Type: stored.Type, StateKey: *stored.StateKey}] = stored
+		}
+	}
+	return f, nil
+}
