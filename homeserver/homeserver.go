@@ -35,6 +35,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/media"
+	"github.com/carillon-chat/carillon/homeserver/moderation"
 	"github.com/carillon-chat/carillon/homeserver/presence"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/push"
@@ -294,6 +295,12 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 
+	mod, err := moderation.New(ctx, moderation.Parts{
+		DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Accounts: acc, Data: data, Push: notify, Directory: dir, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
 	rel, err := relations.New(ctx, db, l, store, data, o.Now)
 	if err != nil {
 		return err
@@ -349,7 +356,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(), fed.OpenIDRoutes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
 	}
@@ -361,7 +368,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
 	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
-		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run})
+		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"moderation", mod.Run})
 	return nil
 }
 
