@@ -12,7 +12,6 @@ package hub
 
 import (
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
@@ -42,7 +41,9 @@ type Hub struct {
 	head  stream.Pos // the head up to which everybody in the process is told
 	woken []*User    // to be woken when the head has moved
 
-	eph     atomic.Int64       // sequence of what lives in memory only
+	ephMu   sync.Mutex
+	eph     int64              // newest sequence number of what lives in memory only
+	taken   map[int64]struct{} // numbers whose changes nobody can see yet
 	pending map[*Room]struct{} // rooms with gathered changes
 	timer   *time.Timer
 }
@@ -84,7 +85,7 @@ func New(l *stream.Log, server matrix.ServerName) *Hub {
 	}
 	h.start = l.Head()
 	h.head = h.start
-	h.eph.Store(time.Now().UnixMilli())
+	h.eph, h.taken = time.Now().UnixMilli(), map[int64]struct{}{}
 	l.Subscribe(h.publish)
 	l.Ring(func() { h.ring(l.Head()) })
 	return h
@@ -367,16 +368,38 @@ func (w *Waiter) Close() {
 	}
 }
 
-// Ephemeral is the newest sequence number of what lives in memory only (typing,
-// presence). It grows over restarts.
-func (h *Hub) Ephemeral() int64 { return h.eph.Load() }
+// Ephemeral is the sequence number up to which all changes of what lives in
+// memory only (typing, presence) can be seen. It grows over restarts.
+func (h *Hub) Ephemeral() int64 {
+	h.ephMu.Lock()
+	defer h.ephMu.Unlock()
+	seq := h.eph
+	for n := range h.taken {
+		seq = min(seq, n-1)
+	}
+	return seq
+}
 
-// NextEphemeral takes a sequence number.
-func (h *Hub) NextEphemeral() int64 { return h.eph.Add(1) }
+// NextEphemeral takes a sequence number. It has to be given back with WakeTyping
+// or MarkPresence when the change can be read.
+func (h *Hub) NextEphemeral() int64 {
+	h.ephMu.Lock()
+	defer h.ephMu.Unlock()
+	h.eph++
+	h.taken[h.eph] = struct{}{}
+	return h.eph
+}
+
+func (h *Hub) published(seq int64) {
+	h.ephMu.Lock()
+	defer h.ephMu.Unlock()
+	delete(h.taken, seq)
+}
 
 // WakeTyping notes a change of who is typing in a room, and wakes its members
 // soon.
 func (h *Hub) WakeTyping(room matrix.RoomID, seq int64) {
+	defer h.published(seq)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	r := h.room(room)
@@ -384,9 +407,10 @@ func (h *Hub) WakeTyping(room matrix.RoomID, seq int64) {
 	h.wakeLater(r)
 }
 
-// WakePresence notes a change of a user's presence for those who share a room
-// with him, the largest rooms left out, and wakes them soon.
-func (h *Hub) WakePresence(user matrix.UserID, seq int64) {
+// MarkPresence notes a change of a user's presence for those who share a room
+// with him. They are woken by WakePresence.
+func (h *Hub) MarkPresence(user matrix.UserID, seq int64) {
+	defer h.published(seq)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	u := h.users[user]
@@ -398,6 +422,16 @@ func (h *Hub) WakePresence(user matrix.UserID, seq int64) {
 		for m := range r.members {
 			m.presence = max(m.presence, seq)
 		}
-		h.wakeLater(r)
+	}
+}
+
+// WakePresence wakes, soon, those who share a room with a user.
+func (h *Hub) WakePresence(user matrix.UserID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if u := h.users[user]; u != nil {
+		for r := range u.rooms {
+			h.wakeLater(r)
+		}
 	}
 }

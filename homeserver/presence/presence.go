@@ -75,7 +75,7 @@ type Presence struct {
 	mu        sync.RWMutex
 	users     map[matrix.UserID]*entry
 	log       []change // by number; the newest of each user is always in it
-	pending   map[matrix.UserID]int64
+	pending   map[matrix.UserID]struct{}
 	ring      chan struct{} // capacity one: pending is not empty; full is as good
 	listeners []func(State)
 }
@@ -104,7 +104,7 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, enabled bool, server 
 	}
 	p := &Presence{
 		db: db, enabled: enabled, local: server, hub: h, now: now,
-		users: make(map[matrix.UserID]*entry), pending: make(map[matrix.UserID]int64), ring: make(chan struct{}, 1),
+		users: make(map[matrix.UserID]*entry), pending: make(map[matrix.UserID]struct{}), ring: make(chan struct{}, 1),
 	}
 	if !enabled {
 		return p, nil
@@ -249,7 +249,8 @@ func (p *Presence) changed(e *entry, old State) *State {
 		}
 		p.log = kept
 	}
-	p.pending[e.User] = e.seq
+	p.hub.MarkPresence(e.User, e.seq)
+	p.pending[e.User] = struct{}{}
 	select {
 	case p.ring <- struct{}{}:
 	default:
@@ -301,10 +302,10 @@ func (p *Presence) Run(ctx context.Context) error {
 func (p *Presence) wakeAll() {
 	p.mu.Lock()
 	users := p.pending
-	p.pending = make(map[matrix.UserID]int64)
+	p.pending = make(map[matrix.UserID]struct{})
 	p.mu.Unlock()
-	for u, seq := range users {
-		p.hub.WakePresence(u, seq)
+	for u := range users {
+		p.hub.WakePresence(u)
 	}
 }
 
