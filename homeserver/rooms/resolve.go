@@ -2,7 +2,6 @@ package rooms
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -325,35 +324,4 @@ func (r *Rooms) resolve2(tx *sqldb.Tx, rm *room, sets [][]*events.Event, a *agre
 	}
 	run := newResolver(rm.version, rm.impl.StateResAlgorithm() == gomatrixserverlib.StateResV2_1, a, chain)
 	return run.resolve(sets)
-}
-
-// authChain reads all events that authorise list, directly or not.
-func (r *Rooms) authChain(tx *sqldb.Tx, list []*events.Event) (map[matrix.EventID]*events.Event, error) {
-	chain := map[matrix.EventID]*events.Event{}
-	next := list
-	for len(next) > 0 {
-		var ids []matrix.EventID
-		asked := map[matrix.EventID]bool{}
-		for _, e := range next {
-			for _, id := range e.AuthEvents() {
-				if chain[id] == nil && !asked[id] {
-					asked[id] = true
-					ids = append(ids, id)
-				}
-			}
-		}
-		got, err := r.events.GetMany(tx, ids)
-		if err != nil {
-			return nil, err
-		}
-		next = next[:0:0]
-		for id, e := range got {
-			chain[id] = e
-			next = append(next, e)
-		}
-		if len(chain) > maxChain {
-			return nil, errors.New("an auth chain is too long")
-		}
-	}
-	return chain, nil
 }

@@ -73,6 +73,7 @@ type Rooms struct {
 	mu     sync.Mutex
 	cached map[matrix.RoomID]*room
 	weight int // held in memory, see maxWeight
+	edges  edges
 }
 
 // maxWeight bounds what is held of all rooms in memory, counted in members;

@@ -1,0 +1,92 @@
+package rooms
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+)
+
+// maxEdges is how many events' authorising events are remembered.
+const maxEdges = 50_000
+
+// edges remembers which events authorise which. That never changes, and auth
+// chains, which may be as long as a room is old, are walked for each event that
+// comes where a room has forked.
+type edges struct {
+	mu   sync.Mutex
+	auth map[matrix.EventID][]matrix.EventID
+}
+
+func (c *edges) of(id matrix.EventID) ([]matrix.EventID, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ids, ok := c.auth[id]
+	return ids, ok
+}
+
+func (c *edges) keep(id matrix.EventID, auth []matrix.EventID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.auth == nil || len(c.auth) >= maxEdges {
+		c.auth = map[matrix.EventID][]matrix.EventID{}
+	}
+	c.auth[id] = auth
+}
+
+// authChain reads all events that authorise list, directly or not.
+func (r *Rooms) authChain(tx *sqldb.Tx, list []*events.Event) (map[matrix.EventID]*events.Event, error) {
+	chain, seen := map[matrix.EventID]*events.Event{}, map[matrix.EventID]bool{}
+	var next []matrix.EventID
+	follow := func(ids []matrix.EventID) {
+		for _, id := range ids {
+			if !seen[id] {
+				seen[id] = true
+				next = append(next, id)
+			}
+		}
+	}
+	for _, e := range list {
+		follow(e.AuthEvents())
+	}
+	for len(next) > 0 {
+		ids, unknown := next, []matrix.EventID(nil)
+		next = nil
+		for _, id := range ids {
+			if auth, ok := r.edges.of(id); ok {
+				follow(auth)
+			} else {
+				unknown = append(unknown, id)
+			}
+		}
+		got, err := r.events.GetMany(tx, unknown)
+		if err != nil {
+			return nil, err
+		}
+		for id, e := range got {
+			auth := e.AuthEvents()
+			r.edges.keep(id, auth)
+			follow(auth)
+			chain[id] = e
+		}
+		if len(seen) > maxChain {
+			return nil, errors.New("an auth chain is too long")
+		}
+	}
+	var rest []matrix.EventID
+	for id := range seen {
+		if chain[id] == nil {
+			rest = append(rest, id)
+		}
+	}
+	got, err := r.events.GetMany(tx, rest)
+	if err != nil {
+		return nil, err
+	}
+	for id, e := range got {
+		chain[id] = e
+	}
+	return chain, nil
+}
