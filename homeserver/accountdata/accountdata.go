@@ -1,14 +1,14 @@
 // Package accountdata keeps what a user stores for their own clients: account
 // data of the whole account and of single rooms, room tags, the list of ignored
-// users, and filters.
+// users, whether they take invitations, and filters.
 //
 // Tables: account_data, filters. Spec: client-server-api#client-config,
 // client-server-api#room-tagging, client-server-api#ignoring-users,
-// client-server-api#filtering.
+// client-server-api#invite-permission, client-server-api#filtering.
 //
 // Invariants: a value is stored once, with the position of its last change, so
 // that a reader of (from, to] sees each changed value once. The lists of ignored
-// users are held in memory, kept true by the log. A filter never changes once it
+// users, and who blocks invitations, are held in memory, kept true by the log. A filter never changes once it
 // has an ID. m.fully_read and m.push_rules belong to other packages, which write
 // them here with Put or PutTx; clients only read them.
 package accountdata
@@ -37,6 +37,7 @@ const (
 	TypeFullyRead = "m.fully_read"
 	TypePushRules = "m.push_rules"
 	TypeDirect    = "m.direct"
+	TypeInvites   = "m.invite_permission_config"
 )
 
 // Entry is one value. Content is a JSON object and must not be changed.
@@ -52,8 +53,9 @@ type Data struct {
 	db  *sqldb.DB
 	log *stream.Log
 
-	mu      sync.RWMutex
-	ignored map[matrix.UserID]Ignored
+	mu       sync.RWMutex
+	ignored  map[matrix.UserID]Ignored
+	blocking map[matrix.UserID]struct{} // who wants no invitations
 
 	defining gate.Keyed[matrix.UserID]
 	filters  filterCache
@@ -65,10 +67,10 @@ func New(ctx context.Context, db *sqldb.DB, log *stream.Log) (*Data, error) {
 	if err := db.Migrate(ctx, "accountdata", schema); err != nil {
 		return nil, err
 	}
-	d := &Data{db: db, log: log, ignored: map[matrix.UserID]Ignored{}}
+	d := &Data{db: db, log: log, ignored: map[matrix.UserID]Ignored{}, blocking: map[matrix.UserID]struct{}{}}
 	d.filters.init()
-	if err := d.loadIgnored(ctx); err != nil {
-		return nil, fmt.Errorf("reading ignored users: %w", err)
+	if err := d.loadKept(ctx); err != nil {
+		return nil, fmt.Errorf("reading ignored users and blocked invitations: %w", err)
 	}
 	log.Subscribe(d.hear)
 	return d, nil
@@ -173,6 +175,7 @@ func (d *Data) DeleteUser(tx *sqldb.Tx, user matrix.UserID) error {
 	}
 	d.mu.Lock() // should the transaction fail, a closed account ignores nobody: no harm
 	delete(d.ignored, user)
+	delete(d.blocking, user)
 	d.mu.Unlock()
 	return nil
 }
@@ -204,14 +207,14 @@ func split(entries []Entry) (global []Entry, rooms map[matrix.RoomID][]Entry) {
 	return global, rooms
 }
 
-// hear keeps the ignored users true: it sees the changes of each commit in order.
+// hear keeps true what is held in memory: it sees the changes of each commit in order.
 func (d *Data) hear(changes []stream.Change) {
 	for i := range changes {
 		if changes[i].Kind != stream.KindAccountData || changes[i].Room != "" {
 			continue
 		}
-		if e, ok := changes[i].Payload.(*Entry); ok && e.Type == TypeIgnored {
-			d.setIgnored(changes[i].User, e.Content)
+		if e, ok := changes[i].Payload.(*Entry); ok {
+			d.keep(changes[i].User, e.Type, e.Content)
 		}
 	}
 }

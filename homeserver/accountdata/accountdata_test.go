@@ -401,3 +401,33 @@ func mustJSON(v any) []byte {
 	}
 	return b
 }
+
+func TestBlockedInvitations(t *testing.T) {
+	s := start(t)
+	path := userPath(alice) + "/account_data/m.invite_permission_config"
+	for _, c := range []struct {
+		content string
+		blocked bool
+	}{
+		{`{"default_action":"block"}`, true},
+		{`{"default_action":"allow"}`, false},
+		{`{"default_action":"block","more":1}`, true},
+		{`{"default_action":["block"]}`, false},
+		{`{"default_action":"block"}`, true},
+	} {
+		s.want(200, "{}", alice, "PUT", path, c.content)
+		if got := s.data.BlocksInvites(alice); got != c.blocked || s.data.BlocksInvites(bob) {
+			t.Errorf("%s: %v", c.content, got)
+		}
+	}
+	s.open() // a restart
+	if !s.data.BlocksInvites(alice) {
+		t.Error("forgotten at restart")
+	}
+	if err := s.data.Put(t.Context(), alice, "", accountdata.TypeInvites, json.RawMessage(`{}`)); err != nil {
+		t.Fatal(err)
+	}
+	if s.data.BlocksInvites(alice) {
+		t.Error("still blocked")
+	}
+}

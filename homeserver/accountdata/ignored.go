@@ -29,23 +29,54 @@ func (d *Data) Ignored(user matrix.UserID) Ignored {
 	return d.ignored[user]
 }
 
-func (d *Data) loadIgnored(ctx context.Context) error {
+// BlocksInvites reports, from memory, whether user wants no invitations at all.
+//
+// Spec: client-server-api#invite-permission
+func (d *Data) BlocksInvites(user matrix.UserID) bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	_, ok := d.blocking[user]
+	return ok
+}
+
+// loadKept reads what is held in memory.
+func (d *Data) loadKept(ctx context.Context) error {
 	type row struct {
-		user    matrix.UserID
-		content string
+		user         matrix.UserID
+		typ, content string
 	}
 	var rows []row
 	err := d.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		rows, err = sqldb.Select(tx, func(r *sqldb.Rows) (v row, err error) {
-			err = r.Scan(&v.user, &v.content)
+			err = r.Scan(&v.user, &v.typ, &v.content)
 			return v, err
-		}, qIgnored)
+		}, qKept)
 		return err
 	})
 	for _, r := range rows {
-		d.setIgnored(r.user, json.RawMessage(r.content))
+		d.keep(r.user, r.typ, json.RawMessage(r.content))
 	}
 	return err
+}
+
+// keep takes a value of the whole account over into memory, if it belongs there.
+func (d *Data) keep(user matrix.UserID, typ string, content json.RawMessage) {
+	switch typ {
+	case TypeIgnored:
+		d.setIgnored(user, content)
+	case TypeInvites:
+		var c struct {
+			Action string `json:"default_action"`
+		}
+		blocks := json.Unmarshal(content, &c) == nil && c.Action == "block"
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if blocks {
+			d.blocking[user] = struct{}{}
+		} else {
+			delete(d.blocking, user)
+		}
+	}
 }
 
 // setIgnored takes over the content of an m.ignored_user_list; what is malformed in it counts as nobody.

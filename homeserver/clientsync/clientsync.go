@@ -62,7 +62,10 @@ type Parts struct {
 	Presence *presence.Presence
 	Push     *push.Push
 	Bundler  Bundler // may be nil
-	Now      matrix.Now
+	// InviteBlocked reports whether a user does not want an invitation by this
+	// sender; nil blocks none.
+	InviteBlocked func(sender, target matrix.UserID) bool
+	Now           matrix.Now
 }
 
 // Bundler gives the aggregated relations of events, for unsigned.m.relations.

@@ -226,7 +226,8 @@ func (w *work) notJoined(tx *sqldb.Tx, out *[3]section) error {
 		}
 		switch m.Membership {
 		case "invite":
-			if !q.ignored.Has(m.Sender) {
+			blocked := w.s.InviteBlocked != nil && w.s.InviteBlocked(m.Sender, q.user)
+			if !blocked && !q.ignored.Has(m.Sender) {
 				out[0].stripped(m, "invite_state")
 			}
 		case "knock":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"slices"
 
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -212,10 +213,22 @@ func (r *Rooms) Invite(ctx context.Context, c MemberChange) error {
 				return matrix.NotFound("%s is not a user of this server", c.Target)
 			}
 		}
+		if err := r.mayInvite(c.Sender, c.Target); err != nil {
+			return err
+		}
 		_, err := r.member(ctx, c, spec.Invite, notJoined(c.Target))
 		return err
 	}
 	return r.inviteRemote(ctx, c)
+}
+
+// mayInvite refuses invitations that a local user has blocked.
+// Spec: client-server-api#invite-permission
+func (r *Rooms) mayInvite(sender, target matrix.UserID) error {
+	if r.o.InviteBlocked != nil && r.o.InviteBlocked(sender, target) {
+		return matrix.NewError(http.StatusForbidden, "M_INVITE_BLOCKED", "%s does not take invitations", target)
+	}
+	return nil
 }
 
 func notJoined(user matrix.UserID) func(*room) (map[string]any, bool, error) {

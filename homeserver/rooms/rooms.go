@@ -51,6 +51,9 @@ type Options struct {
 	Profile func(ctx context.Context, user matrix.UserID) (name, avatar string, err error)
 	// Exists reports whether a local user is known; invitations to others fail.
 	Exists func(ctx context.Context, user matrix.UserID) (bool, error)
+	// InviteBlocked reports whether a local user does not want an invitation by
+	// this sender; nil blocks none.
+	InviteBlocked func(sender, target matrix.UserID) bool
 	// ClaimAlias makes alias point to a room that is being created, in the same
 	// transaction.
 	ClaimAlias func(tx *sqldb.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error

@@ -223,6 +223,9 @@ func (r *Rooms) ReceiveInvite(ctx context.Context, origin matrix.ServerName, id 
 			return nil, matrix.NotFound("%s is not a user of this server", target)
 		}
 	}
+	if err := r.mayInvite(ev.Sender, target); err != nil {
+		return nil, err
+	}
 	if ev, err = ev.Sign(r.o.Signer); err != nil {
 		return nil, err
 	}
