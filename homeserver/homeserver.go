@@ -42,6 +42,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/receipts"
 	"github.com/carillon-chat/carillon/homeserver/relations"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/search"
 	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 	"github.com/carillon-chat/carillon/homeserver/spaces"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -305,6 +306,10 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	finder, err := search.New(ctx, search.Parts{DB: db, Log: l, Events: store, Rooms: r, Data: data, Bundler: rel, Now: o.Now})
+	if err != nil {
+		return err
+	}
 
 	// Readers of the log.
 	syn := clientsync.New(clientsync.Parts{
@@ -356,7 +361,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), hist.Routes(), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
 	}
@@ -368,7 +373,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
 	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
-		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"moderation", mod.Run})
+		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"moderation", mod.Run})
 	return nil
 }
 

@@ -21,7 +21,7 @@ const (
 	// newest. mostLooked is how many documents are looked at for them.
 	mostHits   = 5000
 	mostLooked = 20_000
-	chunk      = 1000
+	chunk      = 5000
 	// mostRooms is up to how many rooms, and mostSenders up to how many senders,
 	// the index itself is asked for; with more, what it finds is sorted out here.
 	mostRooms   = 1000
