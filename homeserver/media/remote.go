@@ -112,8 +112,8 @@ func (s *Store) ask(ctx context.Context, r request) (*content, error) {
 		return s.parts(ctx, resp)
 	}
 	var fe *fedclient.Error
-	if !errors.As(err, &fe) || fe.Status != http.StatusNotFound || fe.Code == "M_NOT_FOUND" {
-		return nil, err
+	if !errors.As(err, &fe) || fe.Status < 400 || fe.Status >= 500 || fe.Code != "" && fe.Code != "M_UNRECOGNIZED" {
+		return nil, err // it knows the endpoint
 	}
 	// compat: servers from before version 1.11 of the specification.
 	query.Set("allow_remote", "false")
