@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -214,7 +215,15 @@ func (s *Server) build(ctx context.Context) error {
 		dir  *directory.Directory
 		apps *applications.Applications
 	)
+	// Whoever wants no invitations still gets those of application services' own
+	// users, by which a company tells its people of rooms.
+	inviteBlocked := func(sender, target matrix.UserID) bool {
+		return data.BlocksInvites(target) && !slices.ContainsFunc(acc.ApplicationServices(), func(as *accounts.ApplicationService) bool {
+			return as.Sender(o.ServerName) == sender
+		})
+	}
 	ro := rooms.Options{
+		InviteBlocked:  inviteBlocked,
 		Signer:         events.Signer{Server: o.ServerName, KeyID: string(own.KeyID()), Key: own.Private()},
 		Now:            o.Now,
 		DefaultVersion: o.DefaultRoomVersion,
@@ -314,7 +323,7 @@ func (s *Server) build(ctx context.Context) error {
 	// Readers of the log.
 	syn := clientsync.New(clientsync.Parts{
 		DB: db, Hub: s.hub, Events: store, Rooms: r, Data: data, Keys: keys, Receipts: rec, Typing: typ,
-		Presence: pres, Push: notify, Bundler: rel, Now: o.Now,
+		Presence: pres, Push: notify, Bundler: rel, InviteBlocked: inviteBlocked, Now: o.Now,
 	})
 	eo.Changes = syn.Changes
 	crypto := e2ee.NewService(keys, eo)
