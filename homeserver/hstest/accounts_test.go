@@ -34,6 +34,7 @@ func login(s *hstest.Server, user, password string, more ...string) hstest.Answe
 }
 
 func TestRegistrationByDummy(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	if a := s.Do("", "GET", hstest.Path("register", "available")+"?username=alice", nil); !a.Get("available").Bool() {
 		t.Errorf("alice should be free: %s", a.Body)
@@ -70,6 +71,7 @@ func TestRegistrationByDummy(t *testing.T) {
 }
 
 func TestRegistrationByToken(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t, func(o *homeserver.Options) { o.Registration.Dummy, o.Registration.Tokens = false, true })
 	once := int64(1)
 	token, err := s.Accounts().CreateRegistrationToken(t.Context(), accounts.RegistrationToken{Token: "welcome", UsesAllowed: &once})
@@ -94,6 +96,7 @@ func TestRegistrationByToken(t *testing.T) {
 }
 
 func TestRegistrationBySharedSecret(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	register := func(secret, user string, admin bool) hstest.Answer {
 		const path = "/_synapse/admin/v1/register"
@@ -117,6 +120,7 @@ func TestRegistrationBySharedSecret(t *testing.T) {
 }
 
 func TestLogInAndOut(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	flows := s.Do("", "GET", hstest.Path("login"), nil)
@@ -147,6 +151,7 @@ func TestLogInAndOut(t *testing.T) {
 }
 
 func TestRefreshTokens(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	s.User("alice")
 	body := map[string]any{
@@ -170,6 +175,7 @@ func TestRefreshTokens(t *testing.T) {
 }
 
 func TestDevices(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	phone := alice.Login("PHONE")
@@ -196,6 +202,7 @@ func TestDevices(t *testing.T) {
 }
 
 func TestPasswordChangeAndDeactivation(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	phone := alice.Login("PHONE")
@@ -222,6 +229,7 @@ func TestPasswordChangeAndDeactivation(t *testing.T) {
 }
 
 func TestApplicationServiceActs(t *testing.T) {
+	t.Parallel()
 	as, err := accounts.ParseRegistration([]byte(`
 id: bridge
 url: ""

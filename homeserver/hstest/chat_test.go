@@ -11,6 +11,7 @@ import (
 )
 
 func TestTwoPeopleTalk(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -56,6 +57,7 @@ func TestTwoPeopleTalk(t *testing.T) {
 }
 
 func TestIdleSyncWaitsAndWakes(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -75,6 +77,7 @@ func TestIdleSyncWaitsAndWakes(t *testing.T) {
 }
 
 func TestRestartKeepsEverything(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)

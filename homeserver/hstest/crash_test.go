@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -37,6 +38,13 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		return
+	}
+	// The servers mostly wait for the disk and for each other.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("8"); err != nil {
+			panic(err)
+		}
 	}
 	os.Exit(m.Run())
 }
@@ -201,6 +209,7 @@ func follow(v *victim, token, room string, since *string, seen *[]string) {
 }
 
 func TestKilledServerLosesNothing(t *testing.T) {
+	t.Parallel()
 	v := newVictim(t)
 	v.start()
 	alice := v.register("alice")

@@ -17,6 +17,7 @@ import (
 )
 
 func TestDiscoveryAndCORS(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t, func(o *homeserver.Options) { o.PublicURL = "https://chat.a.example/" })
 	v := s.Do("", "GET", "/_matrix/client/versions", nil)
 	if !strings.Contains(v.Get("versions").Raw, `"v1.12"`) {
@@ -50,6 +51,7 @@ func TestDiscoveryAndCORS(t *testing.T) {
 }
 
 func TestRateLimits(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t, func(o *homeserver.Options) { o.RateLimits = httpapi.RateLimits{PerSecond: 2, Burst: 5} })
 	alice := s.User("alice")
 	room := alice.Room(nil)
@@ -68,6 +70,7 @@ func TestRateLimits(t *testing.T) {
 }
 
 func TestLogInAttemptsAreLimited(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t, func(o *homeserver.Options) { o.LoginAttempts = 0.1 })
 	s.User("alice")
 	for range 10 {
@@ -79,6 +82,7 @@ func TestLogInAttemptsAreLimited(t *testing.T) {
 }
 
 func TestKeyBackup(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	room := "!r:a.example"
@@ -129,6 +133,7 @@ func TestKeyBackup(t *testing.T) {
 }
 
 func TestPushRules(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	rules := func(path string) string { return hstest.Path("pushrules") + "/global/" + path }
@@ -192,6 +197,7 @@ func upload(t *testing.T, u *hstest.User, s *hstest.Server, name, typ string, bo
 }
 
 func TestMedia(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t, func(o *homeserver.Options) {
 		o.Media = homeserver.Media{MaxUpload: 1 << 20, MaxRemote: 1 << 20, MaxPixels: 10 << 20, DynamicThumbnails: true}
 	})
@@ -232,6 +238,7 @@ func TestMedia(t *testing.T) {
 }
 
 func TestFederatedMedia(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t, func(o *homeserver.Options) {
 		o.Media = homeserver.Media{MaxUpload: 1 << 20, MaxRemote: 1 << 20, MaxPixels: 10 << 20, DynamicThumbnails: true}
 	})
@@ -251,6 +258,7 @@ func TestFederatedMedia(t *testing.T) {
 }
 
 func TestUserDirectory(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	setDisplayName(t, s.User("wangxl"), "王小丽")
@@ -265,6 +273,7 @@ func TestUserDirectory(t *testing.T) {
 // TestBadInput gives what clients get wrong to the server: it answers with the
 // errcode that the specification names, and never with 500.
 func TestBadInput(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	room := alice.Room(nil)

@@ -45,6 +45,7 @@ func invited(u *hstest.User, room id.RoomID) (stripped []*event.Event) {
 }
 
 func TestFederatedRoomByAlias(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "public_chat", Name: "总部", RoomAliasName: "hq"})
@@ -89,6 +90,7 @@ func TestFederatedRoomByAlias(t *testing.T) {
 }
 
 func TestFederatedInvitations(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "private_chat", Name: "机密", IsDirect: true, Invite: []id.UserID{bob.UserID}})
@@ -138,6 +140,7 @@ func TestFederatedInvitations(t *testing.T) {
 }
 
 func TestFederatedReceiptsAndTyping(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	room := alice.Room(nil)
@@ -184,6 +187,7 @@ func ephemeral(room id.RoomID, typ string, match func(map[string]any) bool) func
 }
 
 func TestFederatedLeaveKickBanAndReturn(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob, carol := a.User("alice"), b.User("bob"), b.User("carol")
 	room := alice.Room(nil)
@@ -232,6 +236,7 @@ func TestFederatedLeaveKickBanAndReturn(t *testing.T) {
 }
 
 func TestFederationOutlivesStops(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	room := alice.Room(nil)
@@ -274,6 +279,7 @@ func TestFederationOutlivesStops(t *testing.T) {
 }
 
 func TestFederatedLookUps(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	if err := alice.SetDisplayName(t.Context(), "王小丽"); err != nil {
@@ -296,6 +302,7 @@ func TestFederatedLookUps(t *testing.T) {
 }
 
 func TestFederatedKnockAndRestricted(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	knock := alice.Room(&mautrix.ReqCreateRoom{Preset: "private_chat", Name: "behind a door", InitialState: []*event.Event{
@@ -328,6 +335,7 @@ func state(typ string, content map[string]any) *event.Event {
 }
 
 func TestFederatedRedaction(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	room := alice.Room(nil)
@@ -344,6 +352,7 @@ func TestFederatedRedaction(t *testing.T) {
 }
 
 func TestThreeServers(t *testing.T) {
+	t.Parallel()
 	a, b, c := hstest.Trio(t)
 	alice, bob, carol := a.User("alice"), b.User("bob"), c.User("carol")
 	room := alice.Room(nil)
@@ -371,6 +380,7 @@ func TestThreeServers(t *testing.T) {
 }
 
 func TestFederationInEveryRoomVersion(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	for v := 1; v <= 12; v++ {

@@ -89,6 +89,7 @@ func powers(version string, alice, bob *hstest.User, level int) map[id.UserID]in
 }
 
 func TestForkedRoomsComeTogether(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"1", "2", "6", "10", "11", "12"} {
 		t.Run("version "+version, func(t *testing.T) {
 			a, b := hstest.Pair(t)
@@ -197,6 +198,7 @@ func setDisplayName(t *testing.T, u *hstest.User, name string) {
 }
 
 func TestForkedMembership(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob, dave := a.User("alice"), b.User("bob"), b.User("dave")
 	room := forkedRoom(t, "12", alice, bob, a)

@@ -103,6 +103,7 @@ func (s *Server) Start() {
 		<-done
 		web.Close()
 		s.Cut()
+		http.DefaultClient.CloseIdleConnections() // else a request after the next start may take a dead one
 		hs.Close()
 	})
 }

@@ -178,6 +178,7 @@ func encryption(t *testing.T, alice, bob *hstest.User, room id.RoomID) {
 }
 
 func TestEncryption(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -187,6 +188,7 @@ func TestEncryption(t *testing.T) {
 }
 
 func TestFederatedEncryption(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	room := alice.Room(nil)
@@ -248,6 +250,7 @@ func crossSigning(t *testing.T, alice, bob *hstest.User) {
 }
 
 func TestCrossSigning(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	alice.Room(nil, bob)
@@ -263,6 +266,7 @@ func TestCrossSigning(t *testing.T) {
 }
 
 func TestFederatedCrossSigning(t *testing.T) {
+	t.Parallel()
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")
 	join(bob, alice.Room(nil), a)

@@ -26,10 +26,11 @@ func create(u *hstest.User, body map[string]any) id.RoomID {
 }
 
 func TestPresets(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	for _, c := range []struct{ preset, rule, guests string }{
-		{"private_chat", "invite", "can_join"}, {"trusted_private_chat", "invite", "can_join"}, {"public_chat", "public", "forbidden"},
+		{"private_chat", "invite", "can_join"}, {"trusted_private_chat", "invite", "can_join"}, {"public_chat", "public", ""},
 	} {
 		for _, version := range []string{"11", "12"} {
 			room := create(alice, map[string]any{"preset": c.preset, "room_version": version, "invite": []string{string(bob.UserID)}})
@@ -59,6 +60,7 @@ func TestPresets(t *testing.T) {
 }
 
 func TestCreationWithEverything(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := create(alice, map[string]any{
@@ -104,6 +106,7 @@ func TestCreationWithEverything(t *testing.T) {
 }
 
 func TestMembershipsOfARoom(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	room := create(alice, map[string]any{"preset": "private_chat"})
@@ -150,6 +153,7 @@ func TestMembershipsOfARoom(t *testing.T) {
 }
 
 func TestPowerLevels(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	for _, version := range []string{"10", "12"} {
@@ -185,6 +189,7 @@ func TestPowerLevels(t *testing.T) {
 }
 
 func TestAliases(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -205,6 +210,7 @@ func TestAliases(t *testing.T) {
 }
 
 func TestRedaction(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	for _, version := range []string{"9", "10", "11", "12"} {
@@ -234,6 +240,7 @@ func TestRedaction(t *testing.T) {
 }
 
 func TestTransactionsRepeat(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -279,6 +286,7 @@ func page(t *testing.T, u *hstest.User, room id.RoomID, dir, from string, limit 
 }
 
 func TestMessagesPageByPage(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -335,6 +343,7 @@ func TestMessagesPageByPage(t *testing.T) {
 }
 
 func TestMembersAndState(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	setDisplayName(t, bob, "李四")
@@ -373,6 +382,7 @@ func TestMembersAndState(t *testing.T) {
 }
 
 func TestHistoryVisibility(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	for _, c := range []struct {
@@ -420,6 +430,7 @@ func TestHistoryVisibility(t *testing.T) {
 }
 
 func TestRestrictedRooms(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	company := alice.Room(nil, bob)
@@ -435,6 +446,7 @@ func TestRestrictedRooms(t *testing.T) {
 }
 
 func TestKnocking(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := create(alice, map[string]any{"preset": "private_chat", "name": "door", "initial_state": []any{
@@ -453,6 +465,7 @@ func TestKnocking(t *testing.T) {
 }
 
 func TestProfilesReachRooms(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)

@@ -13,6 +13,7 @@ import (
 // signature, the hash and the ID for good: in the state that a join brings, in
 // a transaction, and back.
 func TestFederationOfAwkwardKeys(t *testing.T) {
+	t.Parallel()
 	const content = `{"\u0001":1,"\\":{"q\"x":[{"\n":"<&>\u2028"}]},"body":"x","q\"x":2}`
 	a, b := hstest.Pair(t)
 	alice, bob := a.User("alice"), b.User("bob")

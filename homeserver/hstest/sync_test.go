@@ -39,6 +39,7 @@ func keysOf(list gjson.Result) (out []string) {
 }
 
 func TestLimitedTimelineLosesNothing(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -81,6 +82,7 @@ func TestLimitedTimelineLosesNothing(t *testing.T) {
 }
 
 func TestStateOfGappySyncs(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -122,6 +124,7 @@ func TestStateOfGappySyncs(t *testing.T) {
 }
 
 func TestLazyMembers(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice := s.User("alice")
 	room := alice.Room(nil)
@@ -173,6 +176,7 @@ func TestLazyMembers(t *testing.T) {
 }
 
 func TestSummaries(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	room := alice.Room(nil, bob)
@@ -200,6 +204,7 @@ func TestSummaries(t *testing.T) {
 }
 
 func TestInvitesAndLeavesInSync(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := create(alice, map[string]any{"preset": "private_chat", "name": "r"})
@@ -259,6 +264,7 @@ func TestInvitesAndLeavesInSync(t *testing.T) {
 }
 
 func TestSyncFilters(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	one, two := alice.Room(nil, bob), alice.Room(nil, bob)
@@ -303,6 +309,7 @@ func TestSyncFilters(t *testing.T) {
 }
 
 func TestAccountDataTagsAndDirectRooms(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -341,6 +348,7 @@ func TestAccountDataTagsAndDirectRooms(t *testing.T) {
 }
 
 func TestIgnoredUsers(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -370,6 +378,7 @@ func counts(u *hstest.User, room id.RoomID, params ...string) (notify, highlight
 }
 
 func TestUnreadCounts(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -422,6 +431,7 @@ func TestUnreadCounts(t *testing.T) {
 }
 
 func TestReceiptsAndMarkers(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
 	room := alice.Room(nil, bob, carol)
@@ -453,6 +463,7 @@ func TestReceiptsAndMarkers(t *testing.T) {
 }
 
 func TestTypingAndPresence(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -484,6 +495,7 @@ func TestTypingAndPresence(t *testing.T) {
 }
 
 func TestSyncWaitsForEverything(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)
@@ -524,6 +536,7 @@ func TestSyncWaitsForEverything(t *testing.T) {
 }
 
 func TestOldTokensStillWork(t *testing.T) {
+	t.Parallel()
 	s := hstest.New(t)
 	alice, bob := s.User("alice"), s.User("bob")
 	room := alice.Room(nil, bob)

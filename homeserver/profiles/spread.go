@@ -65,10 +65,16 @@ func (p *Profiles) spreadAll(ctx context.Context) error {
 			return nil
 		}
 		for _, x := range rows {
+			// Who has just stored the change holds the lock until it is in memory, too.
+			unlock, err := p.locks.LockContext(ctx, x.user)
+			if err != nil {
+				return err
+			}
+			unlock()
 			if err := p.spread(ctx, x.user); err != nil {
 				return err
 			}
-			err := p.db.Write(ctx, func(tx *sqldb.Tx) error { // a newer change stays
+			err = p.db.Write(ctx, func(tx *sqldb.Tx) error { // a newer change stays
 				_, err := tx.Exec(qSpreadDone, string(x.user), x.version)
 				return err
 			})
