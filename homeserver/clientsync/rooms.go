@@ -336,8 +336,12 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 			if (w.sight == nil || w.sight.Sees(w.q.user, e)) && w.wanted(e) {
 				t.list = append(t.list, e)
 			}
+			if e.Gap() { // what lies before does not follow on
+				t.limited = true
+				break
+			}
 		}
-		if whole {
+		if whole || t.limited {
 			break
 		}
 	}
@@ -425,14 +429,17 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 		if e.Type == "m.room.member" {
 			members = true
 		}
+		if e.Gap() {
+			t.list, t.limited = t.list[:0], true
+		}
 		if w.wanted(e) {
 			t.list = append(t.list, e)
 		}
 	}
 	if len(t.list) > limit {
 		t.list, t.limited = t.list[len(t.list)-limit:], true
-		t.cut(w.to)
 	}
+	t.cut(w.to)
 	if tx != nil {
 		if err := w.stateOf(tx, t, r.ID, w.q.since.Pos, w.to, false); err != nil {
 			return nil, err

@@ -31,6 +31,7 @@ const (
 	FlagSoftFailed             // allowed where it was made, not by the current state; not shown to clients
 	FlagOutlier                // known only as part of a state or an auth chain
 	FlagBackfilled             // fetched as history
+	FlagGap                    // not all is known of what comes right before it
 )
 
 // Event is one stored or newly built event.
@@ -116,6 +117,9 @@ func (e *Event) Redacted() bool { return e.RedactedBy != 0 }
 
 // Rejected reports whether the event failed authorisation.
 func (e *Event) Rejected() bool { return e.Flags&FlagRejected != 0 }
+
+// Gap reports whether events may be missing right before this one.
+func (e *Event) Gap() bool { return e.Flags&FlagGap != 0 }
 
 // Hidden reports whether clients must not see the event.
 func (e *Event) Hidden() bool { return e.Flags&(FlagRejected|FlagSoftFailed) != 0 }

@@ -206,6 +206,7 @@ func (r *Rooms) enterOnce(ctx context.Context, ev *events.Event, st map[state.Ke
 			return nil, err
 		}
 		b := &built{ev: ev, pend: &pending{}, key: memberKey(matrix.UserID(*ev.StateKey))}
+		ev.Flags |= events.FlagGap
 		if old := st[b.key]; old != nil {
 			stored, err := r.events.Get(tx, old.ID)
 			if err != nil {

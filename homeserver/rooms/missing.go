@@ -16,7 +16,7 @@ import (
 )
 
 // ancestors sees to it that what an event builds on is known: the events between
-// are asked for, if ask says so, and where some stay away, the state before it.
+// are asked for, if ask says so, else the state before it.
 func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *events.Event, ask bool) (*foreignState, error) {
 	missing, err := r.missing(ctx, ev.PrevEvents())
 	if err != nil || len(missing) == 0 {
@@ -29,6 +29,9 @@ func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *eve
 		if missing, err = r.missing(ctx, ev.PrevEvents()); err != nil || len(missing) == 0 {
 			return nil, err
 		}
+		// Who sends an event has what it builds on. A state in place of that is
+		// taken only for what lies behind.
+		return nil, matrix.Forbidden("what %s builds on cannot be had", ev.ID)
 	}
 	return r.foreignState(ctx, origin, ev)
 }

@@ -281,6 +281,7 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		head := r.log.Head()
 		if foreign != nil {
+			ev.Flags |= events.FlagGap
 			before, err = r.foreignView(tx, rm, head, foreign)
 		} else {
 			before, err = r.viewBefore(ctx, tx, rm, ev)
