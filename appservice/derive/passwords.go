@@ -132,6 +132,20 @@ func noteExisting(file string, fresh []*userJob) error {
 	return writeRows(f, false, rows)
 }
 
+// FirstPasswords reads what the files in a folder say: job number to password. A folder or files that are gone, as
+// they should be some day, are no error.
+func FirstPasswords(dir string) (map[string]string, error) {
+	written, err := readPasswords(dir)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]string, len(written))
+	for id, w := range written {
+		out[id] = w.password
+	}
+	return out, nil
+}
+
 type writtenPassword struct{ localpart, password, file string }
 
 // readPasswords reads what the folder's files say; a later line wins, a line that cannot be read is left out.

@@ -230,21 +230,23 @@ func (r *Reconciler) parentContent() map[string]any {
 	return map[string]any{"via": []string{r.mx.ServerName()}, "canonical": true}
 }
 
+// keep records how far a room came from what it was, also when the work on it failed.
+func (x *run) keep(ctx context.Context, before roomRow, row *roomRow, err *error) {
+	if *row == before {
+		return
+	}
+	if saveErr := x.r.saveRoom(context.WithoutCancel(ctx), *row); *err == nil {
+		*err = saveErr
+	}
+}
+
 // settle brings one room up to date and records how far it came.
 func (x *run) settle(ctx context.Context, w *want) (err error) {
 	row, ok := x.r.row(w.key)
 	if !ok {
 		return nil // creating it failed and is in the report
 	}
-	before := row
-	defer func() {
-		if row == before {
-			return
-		}
-		if saveErr := x.r.saveRoom(context.WithoutCancel(ctx), row); err == nil {
-			err = saveErr
-		}
-	}()
+	defer x.keep(ctx, row, &row, &err)
 	if row.name != w.name {
 		if err := x.set(ctx, row.room, "m.room.name", "", map[string]string{"name": w.name}); err != nil {
 			return err
@@ -315,15 +317,7 @@ func (x *run) unplace(ctx context.Context, row *roomRow) error {
 
 // close makes a room read-only and takes it out of its space.
 func (x *run) close(ctx context.Context, row roomRow) (err error) {
-	before := row
-	defer func() {
-		if row == before {
-			return
-		}
-		if saveErr := x.r.saveRoom(context.WithoutCancel(ctx), row); err == nil {
-			err = saveErr
-		}
-	}()
+	defer x.keep(ctx, row, &row, &err)
 	if power := closedPower(); row.power != power {
 		if err := x.set(ctx, row.room, "m.room.power_levels", "", json.RawMessage(power)); err != nil {
 			return err

@@ -2,13 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/csv"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -90,7 +87,7 @@ func (a *app) demo(ctx context.Context, s *stack) error {
 			return fmt.Errorf("making the demo company: %w", err)
 		}
 	}
-	passwords, err := firstPasswords(s.cfg.PasswordsDir())
+	passwords, err := derive.FirstPasswords(s.cfg.PasswordsDir())
 	if err != nil {
 		return err
 	}
@@ -120,40 +117,6 @@ func (a *app) waitForRooms(ctx context.Context, job *appservice.Job) error {
 			return nil
 		}
 	}
-}
-
-// firstPasswords reads what the files for HR say: job number to password. Files that
-// are gone, as they should be some day, are no error.
-func firstPasswords(dir string) (map[string]string, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.csv"))
-	if err != nil {
-		return nil, fmt.Errorf("looking for first passwords: %w", err)
-	}
-	slices.Sort(files)
-	found := map[string]string{}
-	for _, file := range files {
-		f, err := os.Open(file)
-		if err != nil {
-			return nil, fmt.Errorf("reading first passwords: %w", err)
-		}
-		r := csv.NewReader(f)
-		r.FieldsPerRecord = -1
-		for {
-			row, err := r.Read()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				f.Close()
-				return nil, fmt.Errorf("reading first passwords: %w", err)
-			}
-			if len(row) > 3 && row[3] != "" {
-				found[strings.TrimPrefix(row[0], "\ufeff")] = row[3]
-			}
-		}
-		f.Close()
-	}
-	return found, nil
 }
 
 // demoPeople are those whom the welcome introduces.

@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carillon-chat/carillon/appservice/derive"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
 
@@ -502,7 +503,7 @@ func TestDemo(t *testing.T) {
 			if out, _ := os.ReadFile(filepath.Join(dir, "carillon.yaml")); len(out) == 0 {
 				continue
 			}
-			found, err := firstPasswords(filepath.Join(dir, "first-passwords"))
+			found, err := derive.FirstPasswords(filepath.Join(dir, "first-passwords"))
 			if err == nil {
 				password = found["D1013"]
 			}

@@ -44,6 +44,18 @@ type backupState struct {
 
 func (b *backup) state() backupState { return backupState{strconv.FormatInt(b.etag, 10), b.count} }
 
+// grow counts keys that came or, if negative, went; changed says whether any did.
+func (b *backup) grow(tx *sqldb.Tx, user matrix.UserID, keys int64, changed bool) (backupState, error) {
+	if changed {
+		if _, err := tx.Exec(qCountBackup, string(user), b.version, keys); err != nil {
+			return backupState{}, fmt.Errorf("counting the keys of a backup: %w", err)
+		}
+		b.count += keys
+		b.etag++
+	}
+	return b.state(), nil
+}
+
 var (
 	errNoBackup      = matrix.NotFound("there is no current backup version")
 	errUnknownBackup = matrix.NotFound("unknown backup version")

@@ -130,15 +130,8 @@ func (s *Service) putBackupKeys(c *httpapi.Call) (any, error) {
 		if err != nil {
 			return err
 		}
-		if changed {
-			if _, err := tx.Exec(qCountBackup, string(user), b.version, added); err != nil {
-				return err
-			}
-			b.count += added
-			b.etag++
-		}
-		state = b.state()
-		return nil
+		state, err = b.grow(tx, user, added, changed)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -264,15 +257,8 @@ func (s *Service) deleteBackupKeys(c *httpapi.Call) (any, error) {
 		if err != nil {
 			return fmt.Errorf("deleting: %w", err)
 		}
-		if n > 0 {
-			if _, err := tx.Exec(qCountBackup, string(user), b.version, -n); err != nil {
-				return err
-			}
-			b.count -= n
-			b.etag++
-		}
-		state = b.state()
-		return nil
+		state, err = b.grow(tx, user, -n, n > 0)
+		return err
 	})
 	if err != nil {
 		return nil, err

@@ -3,11 +3,11 @@ package federation
 import (
 	"context"
 	"encoding/json"
-	"strconv"
 
 	"github.com/matrix-org/gomatrixserverlib"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/history"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -195,15 +195,11 @@ func (f *Federation) serveTimestamp(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ts, err := strconv.ParseInt(c.Query("ts"), 10, 64)
+	ts, forward, err := history.Moment(c)
 	if err != nil {
-		return nil, matrix.InvalidParam("ts must be a time in milliseconds")
+		return nil, err
 	}
-	dir := c.Query("dir")
-	if dir != "f" && dir != "b" {
-		return nil, matrix.InvalidParam("dir must be f or b")
-	}
-	ev, err := f.nearest(c.Ctx(), room, ts, dir == "f")
+	ev, err := f.nearest(c.Ctx(), room, ts, forward)
 	if err != nil {
 		return nil, err
 	}

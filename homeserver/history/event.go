@@ -176,21 +176,31 @@ func (x *around) encode() []byte {
 	return append(b, '}')
 }
 
+// Moment reads a time and the direction in which the event next to it is wanted.
+//
+// Spec: get_matrixclientv1roomsroomidtimestamp_to_event
+func Moment(c *httpapi.Call) (ts int64, forward bool, err error) {
+	dir := c.Query("dir")
+	if c.Query("ts") == "" || dir == "" {
+		return 0, false, matrix.MissingParam("ts and dir are needed")
+	}
+	if ts, err = strconv.ParseInt(c.Query("ts"), 10, 64); err != nil {
+		return 0, false, matrix.InvalidParam("ts must be a time in milliseconds")
+	}
+	if dir != "f" && dir != "b" {
+		return 0, false, matrix.InvalidParam("dir must be f or b")
+	}
+	return ts, dir == "f", nil
+}
+
 func (h *History) getByTimestamp(c *httpapi.Call) (any, error) {
 	room, err := c.RoomVar("roomId")
 	if err != nil {
 		return nil, err
 	}
-	if c.Query("ts") == "" || c.Query("dir") == "" {
-		return nil, matrix.MissingParam("ts and dir are needed")
-	}
-	ts, err := strconv.ParseInt(c.Query("ts"), 10, 64)
+	ts, forward, err := Moment(c)
 	if err != nil {
-		return nil, matrix.InvalidParam("ts must be a time in milliseconds")
-	}
-	dir := c.Query("dir")
-	if dir != "f" && dir != "b" {
-		return nil, matrix.InvalidParam("dir must be f or b")
+		return nil, err
 	}
 	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if err != nil {
@@ -202,7 +212,7 @@ func (h *History) getByTimestamp(c *httpapi.Call) (any, error) {
 		if err != nil {
 			return err
 		}
-		if found, err = h.Events.Nearest(tx, room, ts, dir == "f"); err != nil {
+		if found, err = h.Events.Nearest(tx, room, ts, forward); err != nil {
 			return err
 		}
 		if found == nil || !r.Sees(found) {

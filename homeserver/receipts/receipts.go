@@ -201,13 +201,9 @@ func (r *Receipts) apply(changes []stream.Change) {
 // Outbound lists the public receipts of local users with positions in
 // (from, to], in order: what other servers and application services may see.
 func (r *Receipts) Outbound(ctx context.Context, from, to stream.Pos) ([]*Receipt, error) {
-	var all []*Receipt
-	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
-		all, err = sqldb.Select(tx, scan, qBetween, int64(from), int64(to))
-		return err
-	})
+	all, err := r.Between(ctx, from, to)
 	if err != nil {
-		return nil, fmt.Errorf("reading receipts: %w", err)
+		return nil, err
 	}
 	out := all[:0]
 	for _, x := range all {

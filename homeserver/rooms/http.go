@@ -65,6 +65,30 @@ func ts(c *httpapi.Call) (int64, error) {
 	return n, nil
 }
 
+// place reads where a new event goes: its room, and its time if one is given.
+func place(c *httpapi.Call) (matrix.RoomID, int64, error) {
+	id, err := c.RoomVar("roomId")
+	if err != nil {
+		return "", 0, err
+	}
+	at, err := ts(c)
+	return id, at, err
+}
+
+// reasoned reads the optional body of a request that may give a reason.
+func reasoned(c *httpapi.Call) (raw json.RawMessage, reason string, err error) {
+	if raw, err = optionalBody(c); err != nil {
+		return nil, "", err
+	}
+	var q struct {
+		Reason string `json:"reason"`
+	}
+	if err := json.Unmarshal(raw, &q); err != nil {
+		return nil, "", matrix.BadJSON("reason must be a string")
+	}
+	return raw, q.Reason, nil
+}
+
 func (r *Rooms) postCreate(c *httpapi.Call) (any, error) {
 	var q CreateRequest
 	if err := c.Body(&q); err != nil {
@@ -107,15 +131,9 @@ func (r *Rooms) target(c *httpapi.Call) (matrix.RoomID, []matrix.ServerName, err
 }
 
 func (r *Rooms) postJoin(c *httpapi.Call) (any, error) {
-	raw, err := optionalBody(c)
+	raw, reason, err := reasoned(c)
 	if err != nil {
 		return nil, err
-	}
-	var q struct {
-		Reason string `json:"reason"`
-	}
-	if err := json.Unmarshal(raw, &q); err != nil {
-		return nil, matrix.BadJSON("reason must be a string")
 	}
 	id, via, err := r.target(c)
 	if err != nil {
@@ -126,7 +144,7 @@ func (r *Rooms) postJoin(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	err = r.Join(c.Ctx(), MemberChange{
-		Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via, Extra: further(raw), TS: at, Service: c.Caller.Service,
+		Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: reason, Via: via, Extra: further(raw), TS: at, Service: c.Caller.Service,
 	})
 	if err != nil {
 		return nil, err
@@ -155,21 +173,15 @@ func further(body json.RawMessage) json.RawMessage {
 }
 
 func (r *Rooms) postKnock(c *httpapi.Call) (any, error) {
-	var q struct {
-		Reason string `json:"reason"`
-	}
-	raw, err := optionalBody(c)
+	_, reason, err := reasoned(c)
 	if err != nil {
 		return nil, err
-	}
-	if err := json.Unmarshal(raw, &q); err != nil {
-		return nil, matrix.BadJSON("reason must be a string")
 	}
 	id, via, err := r.target(c)
 	if err != nil {
 		return nil, err
 	}
-	err = r.Knock(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, Via: via})
+	err = r.Knock(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: reason, Via: via})
 	if err != nil {
 		return nil, err
 	}
@@ -211,11 +223,7 @@ func (r *Rooms) membership(do func(ctx context.Context, m MemberChange) error) h
 		if err != nil {
 			return nil, err
 		}
-		id, err := matrix.ParseRoomID(c.Var("roomId"))
-		if err != nil {
-			return nil, err
-		}
-		at, err := ts(c)
+		id, at, err := place(c)
 		if err != nil {
 			return nil, err
 		}
@@ -224,29 +232,19 @@ func (r *Rooms) membership(do func(ctx context.Context, m MemberChange) error) h
 }
 
 func (r *Rooms) postLeave(c *httpapi.Call) (any, error) {
-	raw, err := optionalBody(c)
+	_, reason, err := reasoned(c)
 	if err != nil {
 		return nil, err
 	}
-	var q struct {
-		Reason string `json:"reason"`
-	}
-	if err := json.Unmarshal(raw, &q); err != nil {
-		return nil, matrix.BadJSON("reason must be a string")
-	}
-	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	id, at, err := place(c)
 	if err != nil {
 		return nil, err
 	}
-	at, err := ts(c)
-	if err != nil {
-		return nil, err
-	}
-	return nil, r.Leave(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: q.Reason, TS: at})
+	return nil, r.Leave(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: reason, TS: at})
 }
 
 func (r *Rooms) postForget(c *httpapi.Call) (any, error) {
-	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	id, err := c.RoomVar("roomId")
 	if err != nil {
 		return nil, err
 	}
@@ -258,11 +256,7 @@ func (r *Rooms) putSend(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := matrix.ParseRoomID(c.Var("roomId"))
-	if err != nil {
-		return nil, err
-	}
-	at, err := ts(c)
+	id, at, err := place(c)
 	if err != nil {
 		return nil, err
 	}
@@ -323,29 +317,19 @@ func (r *Rooms) sendDraft(c *httpapi.Call, d Draft) (any, error) {
 }
 
 func (r *Rooms) putRedact(c *httpapi.Call) (any, error) {
-	raw, err := optionalBody(c)
+	_, reason, err := reasoned(c)
 	if err != nil {
 		return nil, err
 	}
 	content := map[string]any{}
-	var q struct {
-		Reason string `json:"reason"`
+	if reason != "" {
+		content["reason"] = reason
 	}
-	if err := json.Unmarshal(raw, &q); err != nil {
-		return nil, matrix.BadJSON("reason must be a string")
-	}
-	if q.Reason != "" {
-		content["reason"] = q.Reason
-	}
-	id, err := matrix.ParseRoomID(c.Var("roomId"))
+	id, at, err := place(c)
 	if err != nil {
 		return nil, err
 	}
 	event, err := matrix.ParseEventID(c.Var("eventId"))
-	if err != nil {
-		return nil, err
-	}
-	at, err := ts(c)
 	if err != nil {
 		return nil, err
 	}
@@ -397,11 +381,7 @@ func (r *Rooms) putState(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	id, err := matrix.ParseRoomID(c.Var("roomId"))
-	if err != nil {
-		return nil, err
-	}
-	at, err := ts(c)
+	id, at, err := place(c)
 	if err != nil {
 		return nil, err
 	}
