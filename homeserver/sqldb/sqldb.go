@@ -135,9 +135,36 @@ func (db *DB) Close() error {
 	db.once.Do(func() {
 		close(db.stop)
 		db.stopped.Wait()
+		if db.writer != nil {
+			db.writer.c.Close()
+		}
+		db.closeIdle()
 		db.unlock()
 	})
 	return db.pool.Close()
+}
+
+// closeIdle gives the idle connections back to the pool, which is being closed:
+// those that it has lent out it would not close.
+func (db *DB) closeIdle() {
+	for {
+		select {
+		case c := <-db.readers:
+			c.c.Close()
+		default:
+			return
+		}
+	}
+}
+
+// give makes a connection available again.
+func (db *DB) give(c *conn) {
+	db.readers <- c
+	select {
+	case <-db.stop:
+		db.closeIdle()
+	default:
+	}
 }
 
 // IsPostgres reports which database this is, for the few places with two texts.
@@ -223,7 +250,7 @@ func (db *DB) take(ctx context.Context) (*conn, error) {
 
 // run executes fn between begin and COMMIT on c and gives c back.
 func (db *DB) run(c *conn, begin string, fn func(tx *Tx) error) (err error) {
-	defer func() { db.readers <- db.mended(c, err) }()
+	defer func() { db.give(db.mended(c, err)) }()
 	if err = c.exec(begin); err != nil {
 		return db.dialect.mapError(err)
 	}
