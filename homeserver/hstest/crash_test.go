@@ -39,10 +39,15 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	// The servers mostly wait for the disk and for each other.
+	// The servers mostly wait for the disk and for each other. On PostgreSQL each
+	// may have some twenty connections.
 	flag.Parse()
+	n := "8"
+	if os.Getenv("CARILLON_TEST_POSTGRES") != "" {
+		n = "4"
+	}
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
-		if err := f.Value.Set("8"); err != nil {
+		if err := f.Value.Set(n); err != nil {
 			panic(err)
 		}
 	}
