@@ -48,6 +48,7 @@ type Homeserver struct {
 	Passwords    Passwords    `yaml:"passwords" doc:"How passwords are kept. A log-in costs this much memory and time on the server."`
 	RateLimits   RateLimits   `yaml:"rate_limits" doc:"Limits per user, or per address before log-in. Application services are not limited."`
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
+	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
 	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
 }
 
@@ -94,6 +95,12 @@ type Media struct {
 	MaxPixels    int    `yaml:"max_pixels" default:"60000000" doc:"Largest picture (width times height) of which thumbnails are made."`
 	OpenDownload bool   `yaml:"open_downloads" doc:"Files uploaded from now on can also be fetched without a log-in, from the endpoints that the specification has retired, for clients that know no others."`
 	DynamicThumb bool   `yaml:"dynamic_thumbnails" default:"true" doc:"Make thumbnails of sizes that clients ask for, not only of the standard ones."`
+}
+
+// URLPreviews says whether pages are fetched for clients.
+type URLPreviews struct {
+	Enabled      bool `yaml:"enabled" default:"true" doc:"Fetch pages for clients that ask for a preview."`
+	AllowPrivate bool `yaml:"allow_private_networks" doc:"Also fetch from loopback, private and link-local addresses: pages of the company's own network, to which then everybody with an account can send this server."`
 }
 
 // TURN is what clients are told about the TURN server.

@@ -38,6 +38,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/moderation"
 	"github.com/carillon-chat/carillon/homeserver/presence"
+	"github.com/carillon-chat/carillon/homeserver/previews"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
@@ -75,6 +76,7 @@ type Options struct {
 
 	Federation   Federation
 	Media        Media
+	Previews     Previews
 	TURN         TURN
 	PublicURL    string // for /.well-known/matrix/client
 	AllUsers     bool   // the user directory finds everybody of this server
@@ -102,6 +104,13 @@ type Media struct {
 	MaxPixels         int
 	DynamicThumbnails bool
 	OpenDownloads     bool // new files on the deprecated endpoints too, without a token
+}
+
+// Previews says whether pages that people link to are fetched for them.
+type Previews struct {
+	Enabled bool
+	// AllowPrivate permits pages on loopback and private addresses.
+	AllowPrivate bool
 }
 
 // Server is a homeserver.
@@ -311,6 +320,11 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	pages, err := s.previews(ctx, files)
+	if err != nil {
+		return err
+	}
+
 	rel, err := relations.New(ctx, db, l, store, data, o.Now)
 	if err != nil {
 		return err
@@ -374,6 +388,9 @@ func (s *Server) build(ctx context.Context) error {
 	} {
 		s.api.Add(routes...)
 	}
+	if o.Previews.Enabled {
+		s.api.Add(pages.Routes()...)
+	}
 	if o.Federation.Enabled {
 		s.api.SetOriginVerifier(federation.NewVerifier(ring, fed.Alive).Only(s.client.Allowed))
 		s.api.Add(fed.Routes()...)
@@ -382,7 +399,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
 	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
-		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"moderation", mod.Run})
+		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"previews", pages.Run}, run{"moderation", mod.Run})
 	return nil
 }
 
@@ -448,6 +465,17 @@ func (s *Server) Close() error {
 		s.client.Close()
 	}
 	return s.db.Close()
+}
+
+// previews are built also where none are given, so that old ones go.
+func (s *Server) previews(ctx context.Context, files *media.Store) (*previews.Previews, error) {
+	guard := fedclient.Guard{}
+	if s.opts.Previews.AllowPrivate {
+		guard = fedclient.Everywhere()
+	}
+	return previews.New(ctx, s.db, files, previews.Options{
+		Server: s.opts.ServerName, Guard: guard, UserAgent: "Carillon/" + s.opts.Version + " (link preview)", Now: s.opts.Now,
+	})
 }
 
 // mediaDir is where files are kept.
