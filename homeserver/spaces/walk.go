@@ -186,22 +186,22 @@ func (s *Spaces) fetchAhead(ctx context.Context, w *walk, absent map[matrix.Room
 	if !far(w.ahead[len(w.ahead)-1]) {
 		return
 	}
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	asked := 0
-	for i := len(w.ahead) - 1; i >= max(len(w.ahead)-4*abreast, 0) && asked < abreast; i-- {
+	var batch []step
+	for i := len(w.ahead) - 1; i >= max(len(w.ahead)-4*abreast, 0) && len(batch) < abreast; i-- {
 		at := w.ahead[i]
-		if !far(at) {
-			continue
+		if far(at) && !slices.ContainsFunc(batch, func(b step) bool { return b.room == at.room }) {
+			batch = append(batch, at)
 		}
-		asked++
-		wg.Go(func() {
-			if s.ask(ctx, at.via, question{at.room, w.suggestedOnly}) == nil {
-				mu.Lock()
-				absent[at.room] = true
-				mu.Unlock()
-			}
-		})
+	}
+	silent := make([]bool, len(batch))
+	var wg sync.WaitGroup
+	for i, at := range batch {
+		wg.Go(func() { silent[i] = s.ask(ctx, at.via, question{at.room, w.suggestedOnly}) == nil })
 	}
 	wg.Wait()
+	for i, at := range batch {
+		if silent[i] {
+			absent[at.room] = true
+		}
+	}
 }
