@@ -21,13 +21,13 @@ var floors = []struct {
 	floor int
 	pkgs  []string
 }{
-	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi"}},
+	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi", "httpapi/httpapitest"}},
 	{1, []string{"serverkeys", "fedclient"}},
 	{2, []string{"accounts", "devices", "e2ee", "accountdata"}},
 	{3, []string{"events", "state", "hub", "rooms", "partstest"}},
 	{4, []string{
 		"history", "profiles", "receipts", "typing", "presence", "push", "relations",
-		"search", "directory", "spaces", "media", "moderation",
+		"search", "directory", "spaces", "media", "previews", "moderation",
 	}},
 	{5, []string{"clientsync", "federation", "applications", "admin"}},
 	{6, []string{""}},
@@ -54,6 +54,7 @@ var onlyIn = []struct {
 	{module + "config", []string{"cmd/", "homeserver", "appservice"}},
 	{module + "homeserver/hstest", nil},
 	{module + "homeserver/partstest", nil},
+	{module + "homeserver/httpapi/httpapitest", []string{"homeserver/partstest", "homeserver/hstest"}},
 	{module + "homeserver/sqldb/sqldbtest", []string{"homeserver/hstest", "appservice/astest"}},
 	{module + "appservice/astest", nil},
 }

@@ -5,8 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -15,6 +13,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
@@ -26,17 +25,6 @@ const (
 	bob   = matrix.UserID("@bob:example.org")
 	room  = matrix.RoomID("!room:example.org")
 )
-
-// byToken takes the access token for the user ID.
-type byToken struct{}
-
-func (byToken) Authenticate(r *http.Request) (*httpapi.Caller, error) {
-	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if token == "" {
-		return nil, matrix.MissingToken()
-	}
-	return &httpapi.Caller{User: matrix.UserID(token), Device: "DEVICE"}, nil
-}
 
 type server struct {
 	t    *testing.T
@@ -56,7 +44,7 @@ func start(t *testing.T) *server {
 			return json.RawMessage(`{"global":{}}`), nil
 		},
 	}
-	api := httpapi.New(httpapi.Options{Authenticator: byToken{}})
+	api := httpapi.New(httpapi.Options{Authenticator: httpapitest.ByToken{}})
 	api.Add(s.data.Routes(readers)...)
 	web := httptest.NewServer(api)
 	t.Cleanup(web.Close)
@@ -89,21 +77,8 @@ func (s *server) open() {
 // call sends a request as user and returns status and body.
 func (s *server) call(user matrix.UserID, method, path, body string) (int, string) {
 	s.t.Helper()
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url+"/_matrix/client/v3"+path, strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+string(user))
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return res.StatusCode, string(b)
+	a := httpapitest.Call(s.t, method, s.url+"/_matrix/client/v3"+path, string(user), strings.NewReader(body))
+	return a.Status, string(a.Body)
 }
 
 // want calls and checks the status and that the body holds a text.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"io"
-	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
@@ -14,6 +13,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/devices"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
@@ -124,20 +124,9 @@ func (s *server) do(method, path, token string, body any) answer {
 		}
 		r = bytes.NewReader(j)
 	}
-	req, err := http.NewRequest(method, s.url+path, r)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	a := answer{t: s.t, what: method + " " + path, status: res.StatusCode}
-	if err := json.NewDecoder(res.Body).Decode(&a.body); err != nil {
+	got := httpapitest.Call(s.t, method, s.url+path, token, r)
+	a := answer{t: s.t, what: method + " " + path, status: got.Status}
+	if err := json.Unmarshal(got.Body, &a.body); err != nil {
 		s.t.Fatalf("%s answered %d and no JSON: %v", a.what, a.status, err)
 	}
 	return a

@@ -3,8 +3,6 @@ package devices_test
 import (
 	"context"
 	"encoding/json"
-	"io"
-	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -13,6 +11,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/devices"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
@@ -75,26 +74,12 @@ func start(t *testing.T) *server {
 
 func (s *server) do(method, path, token, body string) (int, map[string]any) {
 	s.t.Helper()
-	req, err := http.NewRequest(method, s.url+"/_matrix/client/v3"+path, strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	req.Header.Set("User-Agent", "test agent")
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	a := httpapitest.Call(s.t, method, s.url+"/_matrix/client/v3"+path, token, strings.NewReader(body), "User-Agent", "test agent")
 	var v map[string]any
-	if err := json.Unmarshal(b, &v); err != nil {
-		s.t.Fatalf("%s %s: %d %s", method, path, res.StatusCode, b)
+	if err := json.Unmarshal(a.Body, &v); err != nil {
+		s.t.Fatalf("%s %s: %d %s", method, path, a.Status, a.Body)
 	}
-	return res.StatusCode, v
+	return a.Status, v
 }
 
 func (s *server) ok(method, path, token, body string) map[string]any {

@@ -6,8 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"io"
-	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -17,6 +15,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/devices"
 	"github.com/carillon-chat/carillon/homeserver/e2ee"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
@@ -28,17 +27,6 @@ const (
 	bob   = matrix.UserID("@bob:example.org")
 	carol = matrix.UserID("@carol:far.example.org")
 )
-
-// byToken takes "user|device" for an access token.
-type byToken struct{}
-
-func (byToken) Authenticate(r *http.Request) (*httpapi.Caller, error) {
-	user, device, _ := strings.Cut(strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "), "|")
-	if user == "" {
-		return nil, matrix.MissingToken()
-	}
-	return &httpapi.Caller{User: matrix.UserID(user), Device: matrix.DeviceID(device)}, nil
-}
 
 // together says that everybody shares a room, but for those who are listed.
 type together struct{ apart map[matrix.UserID]bool }
@@ -103,7 +91,7 @@ func start(t *testing.T) *server {
 	t.Helper()
 	s := &server{t: t, db: sqldbtest.Open(t), far: &far{answer: &e2ee.Answer{}}}
 	s.open()
-	api := httpapi.New(httpapi.Options{Authenticator: byToken{}})
+	api := httpapi.New(httpapi.Options{Authenticator: httpapitest.ByToken{}})
 	api.Add(s.service.Routes()...)
 	web := httptest.NewServer(api)
 	t.Cleanup(web.Close)
@@ -180,21 +168,8 @@ func (s *server) call(token, method, path string, body any) (int, string) {
 	if !ok {
 		text = string(mustJSON(body))
 	}
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url+"/_matrix/client/v3"+path, strings.NewReader(text))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return res.StatusCode, string(b)
+	a := httpapitest.Call(s.t, method, s.url+"/_matrix/client/v3"+path, token, strings.NewReader(text))
+	return a.Status, string(a.Body)
 }
 
 // want calls and checks the status and that the body holds a text.

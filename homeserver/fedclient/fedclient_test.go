@@ -2,18 +2,11 @@ package fedclient_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -26,58 +19,28 @@ import (
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 	"github.com/matrix-org/gomatrixserverlib"
 )
 
-// authority makes certificates for test servers.
+// authority certifies test servers.
 type authority struct {
-	t    *testing.T
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  []byte
+	t *testing.T
+	*httpapitest.Authority
 }
 
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _ := x509.ParseCertificate(der)
-	return &authority{t, key, cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	return &authority{t, httpapitest.NewAuthority(t)}
 }
 
 // serve starts a TLS server for a name and returns its address.
 func (a *authority) serve(h http.Handler, names ...string) string {
 	a.t.Helper()
-	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: names[0]},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	for _, n := range names {
-		if ip := net.ParseIP(n); ip != nil {
-			tmpl.IPAddresses = append(tmpl.IPAddresses, ip)
-		} else {
-			tmpl.DNSNames = append(tmpl.DNSNames, n)
-		}
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
-	if err != nil {
-		a.t.Fatal(err)
-	}
 	srv := httptest.NewUnstartedServer(h)
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{a.Certificate(names...)}}
 	srv.StartTLS()
 	a.t.Cleanup(srv.Close)
 	return srv.Listener.Addr().String()
@@ -117,7 +80,7 @@ func newClient(t *testing.T, a *authority, n *network, now matrix.Now) (*fedclie
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := fedclient.New(fedclient.Options{Own: own, ExtraCAs: a.pem, Dial: n.dial, Resolver: noDNS(), Now: now})
+	c, err := fedclient.New(fedclient.Options{Own: own, ExtraCAs: a.PEM, Dial: n.dial, Resolver: noDNS(), Now: now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -373,7 +336,7 @@ func TestAllowList(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := fedclient.New(fedclient.Options{Own: own, ExtraCAs: a.pem, Dial: n.dial, Allow: allowed})
+	c, err := fedclient.New(fedclient.Options{Own: own, ExtraCAs: a.PEM, Dial: n.dial, Allow: allowed})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,17 +2,10 @@ package federation_test
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -30,6 +23,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
 	"github.com/carillon-chat/carillon/homeserver/federation"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/presence"
@@ -45,10 +39,8 @@ import (
 
 // world is a network of servers under one certificate authority.
 type world struct {
-	t    *testing.T
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  []byte
+	t         *testing.T
+	authority *httpapitest.Authority
 
 	mu    sync.Mutex
 	addrs map[string]string // "name:8448" to what is listened on
@@ -56,23 +48,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, _ := x509.ParseCertificate(der)
-	return &world{
-		t: t, key: key, cert: cert, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}),
-		addrs: map[string]string{},
-	}
+	return &world{t: t, authority: httpapitest.NewAuthority(t), addrs: map[string]string{}}
 }
 
 func (w *world) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -83,19 +59,6 @@ func (w *world) dial(ctx context.Context, network, addr string) (net.Conn, error
 		return nil, fmt.Errorf("%s cannot be reached", addr)
 	}
 	return new(net.Dialer).DialContext(ctx, network, to)
-}
-
-func (w *world) certificate(name string) tls.Certificate {
-	key, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, w.cert, key.Public(), w.key)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // server is one homeserver of the world, without its client API.
@@ -140,7 +103,7 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	must(err)
 	own, err := serverkeys.Load(d.keys, name)
 	must(err)
-	s.client, err = fedclient.New(fedclient.Options{Own: own, ExtraCAs: w.pem, Dial: w.dial, Resolver: &net.Resolver{
+	s.client, err = fedclient.New(fedclient.Options{Own: own, ExtraCAs: w.authority.PEM, Dial: w.dial, Resolver: &net.Resolver{
 		PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no name service") },
 	}})
 	must(err)
@@ -197,7 +160,7 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	api.Add(s.keys.Routes()...)
 	api.Add(ring.Routes()...)
 	srv := httptest.NewUnstartedServer(api)
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{w.certificate(string(name))}}
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{w.authority.Certificate(string(name))}}
 	srv.StartTLS()
 	w.mu.Lock()
 	w.addrs[string(name)+":8448"] = srv.Listener.Addr().String()

@@ -1,19 +1,12 @@
 package hstest
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
-	"math/big"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/carillon-chat/carillon/homeserver"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
@@ -22,73 +15,37 @@ import (
 // addresses, so that no name has to be looked up.
 func Pair(t testing.TB, options ...Option) (a, b *Server) {
 	t.Helper()
-	w := newAuthority(t)
+	w := newNetwork(t)
 	return w.start(options), w.start(options)
 }
 
 // Trio is Pair with a third server.
 func Trio(t testing.TB, options ...Option) (a, b, c *Server) {
 	t.Helper()
-	w := newAuthority(t)
+	w := newNetwork(t)
 	return w.start(options), w.start(options), w.start(options)
 }
 
-// authority signs the certificates of a test's servers.
-type authority struct {
-	t    testing.TB
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
-	pem  []byte
+// network starts servers whose certificates an authority of the test's own signs.
+type network struct {
+	t         testing.TB
+	authority *httpapitest.Authority
 }
 
-func newAuthority(t testing.TB) *authority {
+func newNetwork(t testing.TB) *network {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &authority{t: t, key: key, cert: cert, pem: pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})}
+	return &network{t, httpapitest.NewAuthority(t)}
 }
 
-// certificate is one for the loopback address.
-func (w *authority) certificate() tls.Certificate {
-	w.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "test server"},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, w.cert, key.Public(), w.key)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
-}
-
-func (w *authority) start(options []Option) *Server {
+func (w *network) start(options []Option) *Server {
 	w.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	federate := func(o *homeserver.Options) {
-		o.Federation.Enabled, o.Federation.AllowPrivate, o.Federation.ExtraCAs = true, true, w.pem
+		o.Federation.Enabled, o.Federation.AllowPrivate, o.Federation.ExtraCAs = true, true, w.authority.PEM
 	}
-	conf := &tls.Config{Certificates: []tls.Certificate{w.certificate()}, MinVersion: tls.VersionTLS12}
+	conf := &tls.Config{Certificates: []tls.Certificate{w.authority.Certificate("127.0.0.1")}, MinVersion: tls.VersionTLS12}
 	return start(w.t, matrix.ServerName(l.Addr().String()), l, conf, append([]Option{federate}, options...))
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -30,17 +31,6 @@ const (
 	alice = "@alice:example.org"
 	bob   = "@bob:example.org"
 )
-
-// byToken takes the access token for the user ID.
-type byToken struct{}
-
-func (byToken) Authenticate(r *http.Request) (*httpapi.Caller, error) {
-	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if token == "" {
-		return nil, matrix.MissingToken()
-	}
-	return &httpapi.Caller{User: matrix.UserID(token)}, nil
-}
 
 // anyServer believes every server.
 type anyServer struct{}
@@ -75,7 +65,7 @@ func (s *server) serve(opts media.Options, remote media.Remote) {
 	if s.store, err = media.New(s.t.Context(), s.db, remote, opts); err != nil {
 		s.t.Fatal(err)
 	}
-	api := httpapi.New(httpapi.Options{Authenticator: byToken{}, OriginVerifier: anyServer{}})
+	api := httpapi.New(httpapi.Options{Authenticator: httpapitest.ByToken{}, OriginVerifier: anyServer{}})
 	api.Add(s.store.Routes()...)
 	api.Add(
 		httpapi.Route{Method: "GET", Path: "/_matrix/federation/v1/media/download/{mediaId}", Auth: httpapi.AuthServer, Handler: s.store.ServeFederationDownload},
@@ -86,41 +76,16 @@ func (s *server) serve(opts media.Options, remote media.Remote) {
 	s.url = web.URL
 }
 
-type answer struct {
-	status int
-	header http.Header
-	body   []byte
-}
-
-func (s *server) do(user, method, path string, body io.Reader, header ...string) answer {
+func (s *server) do(user, method, path string, body io.Reader, header ...string) httpapitest.Answer {
 	s.t.Helper()
-	req, err := http.NewRequestWithContext(s.t.Context(), method, s.url+path, body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if user != "" {
-		req.Header.Set("Authorization", "Bearer "+user)
-	}
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return answer{res.StatusCode, res.Header, b}
+	return httpapitest.Call(s.t, method, s.url+path, user, body, header...)
 }
 
-func (s *server) want(status int, text string, user, method, path, body string, header ...string) answer {
+func (s *server) want(status int, text string, user, method, path, body string, header ...string) httpapitest.Answer {
 	s.t.Helper()
 	a := s.do(user, method, path, strings.NewReader(body), header...)
-	if a.status != status || !bytes.Contains(a.body, []byte(text)) {
-		s.t.Errorf("%s %s: got %d %.200s, want %d with %s", method, path, a.status, a.body, status, text)
+	if a.Status != status || !bytes.Contains(a.Body, []byte(text)) {
+		s.t.Errorf("%s %s: got %d %.200s, want %d with %s", method, path, a.Status, a.Body, status, text)
 	}
 	return a
 }
@@ -133,10 +98,10 @@ func (s *server) upload(user, contentType, filename string, body []byte) string 
 		path += "?filename=" + url.QueryEscape(filename)
 	}
 	a := s.do(user, "POST", path, bytes.NewReader(body), "Content-Type", contentType)
-	if a.status != 200 {
-		s.t.Fatalf("upload: %d %s", a.status, a.body)
+	if a.Status != 200 {
+		s.t.Fatalf("upload: %d %s", a.Status, a.Body)
 	}
-	return mxc(s.t, a.body)
+	return mxc(s.t, a.Body)
 }
 
 func mxc(t *testing.T, b []byte) string {
@@ -174,12 +139,12 @@ func TestUploadAndDownload(t *testing.T) {
 	content := bytes.Repeat([]byte("carillon"), 10_000)
 	id := s.upload(alice, "text/plain", "a file.txt", content)
 	a := s.want(200, "", bob, "GET", auth+"/download/"+id, "")
-	if !bytes.Equal(a.body, content) || a.header.Get("Content-Type") != "text/plain" {
-		t.Errorf("%d bytes of %s", len(a.body), a.header.Get("Content-Type"))
+	if !bytes.Equal(a.Body, content) || a.Header.Get("Content-Type") != "text/plain" {
+		t.Errorf("%d bytes of %s", len(a.Body), a.Header.Get("Content-Type"))
 	}
-	kind, params, err := mime.ParseMediaType(a.header.Get("Content-Disposition"))
+	kind, params, err := mime.ParseMediaType(a.Header.Get("Content-Disposition"))
 	if err != nil || kind != "inline" || params["filename"] != "a file.txt" {
-		t.Errorf("disposition %s", a.header.Get("Content-Disposition"))
+		t.Errorf("disposition %s", a.Header.Get("Content-Disposition"))
 	}
 	for name, want := range map[string]string{
 		"Content-Security-Policy":      "sandbox",
@@ -188,21 +153,21 @@ func TestUploadAndDownload(t *testing.T) {
 		"Cache-Control":                "private",
 		"Access-Control-Allow-Origin":  "*",
 	} {
-		if !strings.Contains(a.header.Get(name), want) {
-			t.Errorf("%s: %q", name, a.header.Get(name))
+		if !strings.Contains(a.Header.Get(name), want) {
+			t.Errorf("%s: %q", name, a.Header.Get(name))
 		}
 	}
 	part := s.want(206, "", bob, "GET", auth+"/download/"+id, "", "Range", "bytes=8-15")
-	if string(part.body) != "carillon" {
-		t.Errorf("range: %q", part.body)
+	if string(part.Body) != "carillon" {
+		t.Errorf("range: %q", part.Body)
 	}
-	s.want(304, "", bob, "GET", auth+"/download/"+id, "", "If-None-Match", a.header.Get("ETag"))
-	if head := s.do(bob, "HEAD", auth+"/download/"+id, nil); head.status != 200 || head.header.Get("Content-Length") != fmt.Sprint(len(content)) {
-		t.Errorf("HEAD: %d %v", head.status, head.header)
+	s.want(304, "", bob, "GET", auth+"/download/"+id, "", "If-None-Match", a.Header.Get("ETag"))
+	if head := s.do(bob, "HEAD", auth+"/download/"+id, nil); head.Status != 200 || head.Header.Get("Content-Length") != fmt.Sprint(len(content)) {
+		t.Errorf("HEAD: %d %v", head.Status, head.Header)
 	}
 	a = s.want(200, "", bob, "GET", auth+"/download/"+id+"/%E6%96%87%E4%BB%B6.txt", "")
-	if _, params, err = mime.ParseMediaType(a.header.Get("Content-Disposition")); err != nil || params["filename"] != "文件.txt" {
-		t.Errorf("disposition %s", a.header.Get("Content-Disposition"))
+	if _, params, err = mime.ParseMediaType(a.Header.Get("Content-Disposition")); err != nil || params["filename"] != "文件.txt" {
+		t.Errorf("disposition %s", a.Header.Get("Content-Disposition"))
 	}
 
 	// The same content is kept once.
@@ -211,8 +176,8 @@ func TestUploadAndDownload(t *testing.T) {
 		t.Errorf("%s and %s in %d files", id, again, s.files())
 	}
 	a = s.want(200, "", bob, "GET", auth+"/download/"+again, "")
-	if a.header.Get("Content-Type") != "application/octet-stream" || a.header.Get("Content-Disposition") != "attachment" {
-		t.Errorf("without type and name: %v", a.header)
+	if a.Header.Get("Content-Type") != "application/octet-stream" || a.Header.Get("Content-Disposition") != "attachment" {
+		t.Errorf("without type and name: %v", a.Header)
 	}
 	s.serve(media.Options{}, nil) // a restart
 	s.want(200, "carillon", bob, "GET", auth+"/download/"+id, "")
@@ -224,8 +189,8 @@ func TestUploadErrors(t *testing.T) {
 	s.want(413, "M_TOO_LARGE", alice, "POST", open+"/upload", strings.Repeat("x", 1001))
 	// Without a length the limit counts while reading.
 	a := s.do(alice, "POST", open+"/upload", io.LimitReader(zeros{}, 5000))
-	if a.status != 413 {
-		t.Errorf("chunked: %d %s", a.status, a.body)
+	if a.Status != 413 {
+		t.Errorf("chunked: %d %s", a.Status, a.Body)
 	}
 	s.upload(alice, "a/b", "", make([]byte, 1000))
 	s.upload(alice, "a/b", "", bytes.Repeat([]byte("y"), 1000))
@@ -236,8 +201,8 @@ func TestUploadErrors(t *testing.T) {
 	s.want(403, "M_FORBIDDEN", alice, "POST", "/_matrix/media/v1/create", "{}")
 	id := s.upload(bob, "text/plain; <script>", "../../etc/passwd\r\nX: y", []byte("x"))
 	a = s.want(200, "x", bob, "GET", auth+"/download/"+id, "")
-	if a.header.Get("Content-Type") != "application/octet-stream" || a.header.Get("X") != "" || strings.ContainsAny(a.header.Get("Content-Disposition"), "\r\n") {
-		t.Errorf("header %v", a.header)
+	if a.Header.Get("Content-Type") != "application/octet-stream" || a.Header.Get("X") != "" || strings.ContainsAny(a.Header.Get("Content-Disposition"), "\r\n") {
+		t.Errorf("header %v", a.Header)
 	}
 	tmp, err := filepath.Glob(filepath.Join(s.dir, "tmp", "*"))
 	if err != nil || len(tmp) != 0 {
@@ -272,8 +237,8 @@ func TestFrozenEndpoints(t *testing.T) {
 	thumbnail := "?width=10&height=10"
 	for _, v := range []string{"v3", "r0", "v1"} {
 		a := s.want(200, "PNG", "", "GET", "/_matrix/media/"+v+"/download/"+before, "")
-		if !strings.HasPrefix(a.header.Get("Cache-Control"), "public") {
-			t.Errorf("Cache-Control %s", a.header.Get("Cache-Control"))
+		if !strings.HasPrefix(a.Header.Get("Cache-Control"), "public") {
+			t.Errorf("Cache-Control %s", a.Header.Get("Cache-Control"))
 		}
 	}
 	s.want(200, "PNG", "", "GET", open+"/download/"+before+"/other.png", "")
@@ -293,7 +258,7 @@ func TestCreateAndFill(t *testing.T) {
 	s := start(t, media.Options{MaxPending: 2, Now: func() time.Time { return now }}, nil)
 	create := func() string {
 		t.Helper()
-		return mxc(t, s.want(200, "unused_expires_at", alice, "POST", "/_matrix/media/v1/create", "{}").body)
+		return mxc(t, s.want(200, "unused_expires_at", alice, "POST", "/_matrix/media/v1/create", "{}").Body)
 	}
 	id := create()
 	s.want(504, "M_NOT_YET_UPLOADED", bob, "GET", auth+"/download/"+id+"?timeout_ms=0", "")
@@ -305,8 +270,8 @@ func TestCreateAndFill(t *testing.T) {
 	// Somebody waits while it comes.
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if a := s.do(bob, "GET", auth+"/download/"+id, nil); a.status != 200 || string(a.body) != "here" {
-			t.Errorf("the one who waited got %d %s", a.status, a.body)
+		if a := s.do(bob, "GET", auth+"/download/"+id, nil); a.Status != 200 || string(a.Body) != "here" {
+			t.Errorf("the one who waited got %d %s", a.Status, a.Body)
 		}
 	})
 	s.want(200, "{}", alice, "PUT", open+"/upload/"+id+"?filename=a.txt", "here", "Content-Type", "text/plain")
@@ -319,7 +284,7 @@ func TestCreateAndFill(t *testing.T) {
 	statuses := make(chan int, 5)
 	for i := range 5 {
 		wg.Go(func() {
-			statuses <- s.do(alice, "PUT", open+"/upload/"+id, strings.NewReader(fmt.Sprint("content ", i))).status
+			statuses <- s.do(alice, "PUT", open+"/upload/"+id, strings.NewReader(fmt.Sprint("content ", i))).Status
 		})
 	}
 	wg.Wait()
@@ -407,8 +372,8 @@ func TestRemote(t *testing.T) {
 	for range 5 { // one fetch for all
 		wg.Go(func() {
 			a := s.want(200, "PNG", alice, "GET", auth+"/download/"+id, "")
-			if d := a.header.Get("Content-Disposition"); d != "inline; filename=cat.png" || a.header.Get("Content-Type") != "image/png" {
-				t.Errorf("%s %s", d, a.header.Get("Content-Type"))
+			if d := a.Header.Get("Content-Disposition"); d != "inline; filename=cat.png" || a.Header.Get("Content-Type") != "image/png" {
+				t.Errorf("%s %s", d, a.Header.Get("Content-Type"))
 			}
 		})
 	}
@@ -424,7 +389,7 @@ func TestRemote(t *testing.T) {
 	big := far.upload("@carol:far.example.org", "a/b", "", make([]byte, 200_000))
 	s.want(502, "M_TOO_LARGE", alice, "GET", auth+"/download/"+big, "")
 	s.want(404, "M_NOT_FOUND", alice, "GET", auth+"/download/far.example.org/none", "")
-	pending := mxc(t, far.want(200, "", "@carol:far.example.org", "POST", "/_matrix/media/v1/create", "{}").body)
+	pending := mxc(t, far.want(200, "", "@carol:far.example.org", "POST", "/_matrix/media/v1/create", "{}").Body)
 	s.want(504, "M_NOT_YET_UPLOADED", alice, "GET", auth+"/download/"+pending+"?timeout_ms=1", "")
 	remote.fail = errors.New("connection refused")
 	s.want(502, "M_UNKNOWN", alice, "GET", auth+"/download/far.example.org/down", "")
@@ -478,11 +443,11 @@ func TestServeOtherServers(t *testing.T) {
 	_, id, _ = strings.Cut(id, "/")
 	for path, length := range map[string]int{"download/" + id: 64, "thumbnail/" + id + "?width=16&height=16&method=crop": 16} {
 		a := s.want(200, "", "", "GET", "/_matrix/federation/v1/media/"+path, "")
-		kind, params, err := mime.ParseMediaType(a.header.Get("Content-Type"))
+		kind, params, err := mime.ParseMediaType(a.Header.Get("Content-Type"))
 		if err != nil || kind != "multipart/mixed" {
-			t.Fatalf("%s", a.header.Get("Content-Type"))
+			t.Fatalf("%s", a.Header.Get("Content-Type"))
 		}
-		mr := multipart.NewReader(bytes.NewReader(a.body), params["boundary"])
+		mr := multipart.NewReader(bytes.NewReader(a.Body), params["boundary"])
 		first, err := mr.NextPart()
 		if err != nil || first.Header.Get("Content-Type") != "application/json" {
 			t.Fatal(err)

@@ -105,11 +105,11 @@ func TestThumbnails(t *testing.T) {
 	} {
 		for range 2 { // made, then kept
 			a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+ids[tt.id]+"?"+tt.query, "")
-			if w, h, format := dimensions(t, a.body); w != tt.w || h != tt.h || format != tt.format {
+			if w, h, format := dimensions(t, a.Body); w != tt.w || h != tt.h || format != tt.format {
 				t.Errorf("%s %s: %s of %d x %d", tt.id, tt.query, format, w, h)
 			}
-			if a.header.Get("Content-Type") != "image/"+tt.format || !strings.HasPrefix(a.header.Get("Content-Disposition"), "inline; filename=\"thumbnail.") {
-				t.Errorf("%s %s: %v", tt.id, tt.query, a.header)
+			if a.Header.Get("Content-Type") != "image/"+tt.format || !strings.HasPrefix(a.Header.Get("Content-Disposition"), "inline; filename=\"thumbnail.") {
+				t.Errorf("%s %s: %v", tt.id, tt.query, a.Header)
 			}
 		}
 	}
@@ -137,7 +137,7 @@ func TestThumbnailContent(t *testing.T) {
 			id := s.upload(alice, "image/png", "", picture(t, format, 2*size, size))
 			for _, query := range []string{"width=40&height=40", "width=40&height=40&method=crop"} {
 				a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?"+query, "")
-				img, _, err := image.Decode(bytes.NewReader(a.body))
+				img, _, err := image.Decode(bytes.NewReader(a.Body))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -203,7 +203,7 @@ func TestOrientation(t *testing.T) {
 		id := s.upload(alice, "image/jpeg", "", withOrientation(base, o, order))
 		for _, method := range []string{"scale", "crop"} {
 			a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?width=80&height=80&method="+method, "")
-			img, _, err := image.Decode(bytes.NewReader(a.body))
+			img, _, err := image.Decode(bytes.NewReader(a.Body))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -256,12 +256,12 @@ func TestWebP(t *testing.T) {
 	for format, c := range map[string]color.RGBA{"jpeg": {255, 0, 0, 255}, "png": {255, 0, 0, 100}} { // opaque or not
 		id := s.upload(alice, "image/webp", "", webpPicture(64, 48, c))
 		a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?width=32&height=32", "")
-		if w, h, f := dimensions(t, a.body); w != 32 || h != 24 || f != format {
+		if w, h, f := dimensions(t, a.Body); w != 32 || h != 24 || f != format {
 			t.Errorf("%s of %d x %d, want %s", f, w, h, format)
 		}
 		a = s.want(200, "WEBP", bob, "GET", auth+"/thumbnail/"+id+"?width=320&height=320", "")
-		if a.header.Get("Content-Type") != "image/webp" {
-			t.Errorf("the original: %s", a.header.Get("Content-Type"))
+		if a.Header.Get("Content-Type") != "image/webp" {
+			t.Errorf("the original: %s", a.Header.Get("Content-Type"))
 		}
 	}
 }
@@ -273,8 +273,8 @@ func TestLimits(t *testing.T) {
 	huge := picture(t, "png", 10, 10)
 	binary.BigEndian.PutUint32(huge[16:], 1<<30)
 	binary.BigEndian.PutUint32(huge[20:], 1<<30)
-	if a := s.do(bob, "GET", auth+"/thumbnail/"+s.upload(alice, "image/png", "", huge)+"?width=10&height=10", nil); a.status != 400 && a.status != 413 {
-		t.Errorf("huge: %d %s", a.status, a.body)
+	if a := s.do(bob, "GET", auth+"/thumbnail/"+s.upload(alice, "image/png", "", huge)+"?width=10&height=10", nil); a.Status != 400 && a.Status != 413 {
+		t.Errorf("huge: %d %s", a.Status, a.Body)
 	}
 	far := start(t, media.Options{Server: "far.example.org"}, nil)
 	s = start(t, media.Options{MaxPixels: 10_000}, &toServer{url: far.url})
@@ -294,7 +294,7 @@ func TestFixedSizes(t *testing.T) {
 		"width=1500&height=1500":           600,
 	} {
 		a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?"+query, "")
-		if w, _, _ := dimensions(t, a.body); w != width {
+		if w, _, _ := dimensions(t, a.Body); w != width {
 			t.Errorf("%s: %d wide", query, w)
 		}
 	}
@@ -308,7 +308,7 @@ func TestVariants(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			a := s.want(200, "", bob, "GET", fmt.Sprintf("%s/thumbnail/%s?width=%d&height=%d", auth, id, 10+i/2, 10+i/2), "")
-			if w, _, _ := dimensions(t, a.body); w != 10+i/2 {
+			if w, _, _ := dimensions(t, a.Body); w != 10+i/2 {
 				t.Errorf("%d wide, want %d", w, 10+i/2)
 			}
 		})
@@ -338,8 +338,8 @@ func FuzzThumbnail(f *testing.F) {
 		s := start(t, media.Options{MaxPixels: 1_000_000}, nil)
 		id := s.upload(alice, "image/png", "", b)
 		a := s.do(bob, "GET", auth+"/thumbnail/"+id+"?width=10&height=10&method=crop", nil)
-		if a.status != 200 && a.status != 400 && a.status != 413 {
-			t.Errorf("%d %s", a.status, a.body)
+		if a.Status != 200 && a.Status != 400 && a.Status != 413 {
+			t.Errorf("%d %s", a.Status, a.Body)
 		}
 	})
 }

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/e2ee"
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
@@ -53,24 +53,12 @@ type World struct {
 	Stop   func() // ends what Run began; so does the end of the test
 }
 
-// byName takes the bearer token for the user ID, with the device behind a bar.
-type byName struct{}
-
-func (byName) Authenticate(r *http.Request) (*httpapi.Caller, error) {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		return nil, matrix.MissingToken()
-	}
-	user, device, _ := strings.Cut(token, "|")
-	return &httpapi.Caller{User: matrix.UserID(user), Device: matrix.DeviceID(device), Admin: matrix.UserID(user) == Admin}, nil
-}
-
 // New opens the floors below. Of opts, the signer is filled in, and the profile
 // where there is none.
 func New(t testing.TB, db *sqldb.DB, opts rooms.Options) *World {
 	t.Helper()
 	ctx := context.Background()
-	w := &World{T: t, Ctx: ctx, DB: db, API: httpapi.New(httpapi.Options{Authenticator: byName{}})}
+	w := &World{T: t, Ctx: ctx, DB: db, API: httpapi.New(httpapi.Options{Authenticator: httpapitest.ByToken{}})}
 	var err error
 	if w.Log, err = stream.Open(ctx, db); err != nil {
 		t.Fatal(err)

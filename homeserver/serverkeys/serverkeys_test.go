@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -16,6 +14,7 @@ import (
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -107,14 +106,8 @@ func serve(t *testing.T, r *serverkeys.Ring) func(method, path, body string) (in
 	t.Cleanup(srv.Close)
 	return func(method, path, body string) (int, []byte) {
 		t.Helper()
-		req, _ := http.NewRequest(method, srv.URL+path, strings.NewReader(body))
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		b, _ := io.ReadAll(resp.Body)
-		return resp.StatusCode, b
+		a := httpapitest.Call(t, method, srv.URL+path, "", strings.NewReader(body))
+		return a.Status, a.Body
 	}
 }
 
