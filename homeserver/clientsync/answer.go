@@ -3,6 +3,7 @@ package clientsync
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"sync"
 
@@ -111,7 +112,7 @@ func (w *work) make(token Token) (Token, error) {
 	}
 	w.b = append(w.b, token.String()...)
 	w.b = append(w.b, '"')
-	w.b = w.s.appendKeyCounts(w.b, w.q)
+	w.b = w.s.AppendKeyCounts(w.b, w.q.user, w.q.device)
 	w.b = append(w.b, tail...)
 	w.b = append(w.b, '}')
 	bodies.Put(&tail)
@@ -296,7 +297,7 @@ func (w *work) accountData(tx *sqldb.Tx, out *[]byte) error {
 	list := make([][]byte, 0, len(global))
 	for _, e := range global {
 		if f.Match(e.Type, w.q.user) {
-			list = append(list, plainEvent(e.Type, e.Content))
+			list = append(list, PlainEvent(e.Type, e.Content))
 		}
 	}
 	if len(list) > 0 {
@@ -307,8 +308,8 @@ func (w *work) accountData(tx *sqldb.Tx, out *[]byte) error {
 	return nil
 }
 
-// plainEvent is an event of nothing but type and content.
-func plainEvent(typ string, content []byte) []byte {
+// PlainEvent is an event of nothing but type and content.
+func PlainEvent(typ string, content []byte) []byte {
 	b := make([]byte, 0, len(typ)+len(content)+24)
 	b = append(append(b, `{"content":`...), content...)
 	b = append(b, `,"type":`...)
@@ -349,22 +350,24 @@ func (w *work) toDevice(tx *sqldb.Tx, out *[]byte, token *Token) error {
 	return nil
 }
 
-// appendKeyCounts is in every answer: clients take what is missing for zero.
-func (s *Sync) appendKeyCounts(b []byte, q *request) []byte {
-	if q.device == "" {
+// AppendKeyCounts writes the members of an answer that tell a device of its keys,
+// each after a comma. They are in every answer: clients take what is missing for
+// zero.
+func (s *Sync) AppendKeyCounts(b []byte, user matrix.UserID, device matrix.DeviceID) []byte {
+	if device == "" {
 		return b
 	}
-	counts, unused := s.Keys.KeyCounts(q.user, q.device)
+	counts, unused := s.Keys.KeyCounts(user, device)
 	b = append(b, `,"device_one_time_keys_count":{`...)
 	first := true
-	for alg, n := range counts {
+	for _, alg := range slices.Sorted(maps.Keys(counts)) {
 		if !first {
 			b = append(b, ',')
 		}
 		first = false
 		b = matrix.AppendJSONString(b, alg)
 		b = append(b, ':')
-		b = appendInt(b, n)
+		b = appendInt(b, counts[alg])
 	}
 	b = append(b, `},"device_unused_fallback_key_types":[`...)
 	for i, alg := range unused {
@@ -502,11 +505,21 @@ func (s *Sync) Changes(ctx context.Context, user matrix.UserID, from, to string)
 	if _, err := ParseToken(to); err != nil {
 		return nil, nil, err
 	}
-	w := &work{s: s, ctx: ctx, q: &request{user: user, since: t}}
-	s.Hub.Snapshot(user, t.Pos, t.Eph, &w.snap)
-	w.to = w.snap.Head
+	var snap hub.Snapshot
+	s.Hub.Snapshot(user, t.Pos, t.Eph, &snap)
+	err = s.DB.Read(ctx, func(tx *sqldb.Tx) error {
+		changed, left, err = s.DeviceLists(ctx, tx, user, t.Pos, &snap)
+		return err
+	})
+	return changed, left, err
+}
+
+// DeviceLists is who is in the device_lists of an answer that begins after since;
+// snap was taken with since, or before it.
+func (s *Sync) DeviceLists(ctx context.Context, tx *sqldb.Tx, user matrix.UserID, since stream.Pos, snap *hub.Snapshot) (changed, left []matrix.UserID, err error) {
+	w := &work{s: s, ctx: ctx, q: &request{user: user, since: Token{Pos: since}}, snap: *snap, to: snap.Head}
 	c, l := map[matrix.UserID]bool{}, map[matrix.UserID]bool{}
-	err = s.DB.Read(ctx, func(tx *sqldb.Tx) error { return w.listChanges(tx, c, l) })
+	err = w.listChanges(tx, c, l)
 	for u := range c {
 		delete(l, u)
 	}

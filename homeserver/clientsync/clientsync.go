@@ -292,6 +292,6 @@ func (s *Sync) empty(q *request) []byte {
 	b := append(buffer(), `{"next_batch":"`...)
 	b = append(b, q.since.String()...)
 	b = append(b, '"')
-	b = s.appendKeyCounts(b, q)
+	b = s.AppendKeyCounts(b, q.user, q.device)
 	return append(b, '}')
 }

@@ -176,12 +176,12 @@ func (w *work) ephemeral(r *hub.RoomState, fresh bool) [][]byte {
 	}
 	if (fresh || r.LastReceipt > from) && filter.MatchType("m.receipt") {
 		for _, c := range f.receipts {
-			list = append(list, plainEvent("m.receipt", c))
+			list = append(list, PlainEvent("m.receipt", c))
 		}
 	}
 	if (fresh || r.Typing > eph) && filter.MatchType("m.typing") {
 		if c := w.s.Typing.Since(r.ID, eph); c != nil {
-			list = append(list, plainEvent("m.typing", c))
+			list = append(list, PlainEvent("m.typing", c))
 		}
 	}
 	return list
@@ -198,7 +198,7 @@ func (w *work) roomData(tx *sqldb.Tx, id matrix.RoomID, fresh bool) [][]byte {
 	var list [][]byte
 	for _, e := range entries {
 		if f.Match(e.Type, w.q.user) && f.MatchRoom(id) {
-			list = append(list, plainEvent(e.Type, e.Content))
+			list = append(list, PlainEvent(e.Type, e.Content))
 		}
 	}
 	return list
@@ -314,7 +314,6 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 	f := w.q.filter.Timeline()
 	limit := f.Limit(defaultLimit, maxLimit)
 	t := &timeline{start: from}
-	at := to
 	w.sight = nil
 	if check {
 		sight, err := w.s.Rooms.Sight(tx, w.q.user, id)
@@ -323,43 +322,51 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 		}
 		w.sight = sight
 	}
-	for len(t.list) <= limit {
-		page, err := w.s.Events.Timeline(tx, id, from, at, limit+1, false)
-		if err != nil {
-			return nil, err
-		}
-		whole := len(page) <= limit
-		if len(page) > 0 {
-			at = page[len(page)-1].Pos - 1
-		}
-		for _, e := range page {
-			if (w.sight == nil || w.sight.Sees(w.q.user, e)) && w.wanted(e) {
-				t.list = append(t.list, e)
-			}
-			if e.Gap() { // what lies before does not follow on
-				t.limited = true
-				break
-			}
-		}
-		if whole || t.limited {
-			break
-		}
-	}
-	if len(t.list) > limit {
-		t.list, t.limited = t.list[:limit], true
-	}
-	slices.Reverse(t.list)
-	if from == 0 && (len(t.list) == 0 || t.list[0].Type != "m.room.create") {
-		t.limited = true // there is more, though this reader may not see it
+	var err error
+	t.list, t.limited, err = w.s.Newest(tx, id, from, to, limit, func(e *events.Event) bool {
+		return (w.sight == nil || w.sight.Sees(w.q.user, e)) && w.wanted(e)
+	})
+	if err != nil {
+		return nil, err
 	}
 	t.cut(to)
 	if w.s.Bundler != nil && len(t.list) > 0 {
-		var err error
 		if w.bundles, err = w.s.Bundler.Bundle(w.ctx, tx, w.q.user, t.list); err != nil {
 			return nil, err
 		}
 	}
 	return t, w.s.Events.Complete(tx, t.list)
+}
+
+// Newest reads the newest events of a room in (from, to] that are wanted, the
+// oldest first and at most limit, and whether there are more. Without a lower
+// bound there are, unless the list begins with the room.
+func (s *Sync) Newest(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, limit int, wanted func(*events.Event) bool) (list []*events.Event, limited bool, err error) {
+	for at := to; len(list) <= limit; {
+		page, err := s.Events.Timeline(tx, id, from, at, limit+1, false)
+		if err != nil {
+			return nil, false, err
+		}
+		if len(page) > 0 {
+			at = page[len(page)-1].Pos - 1
+		}
+		for _, e := range page {
+			if wanted(e) {
+				list = append(list, e)
+			}
+		}
+		if len(page) <= limit {
+			break
+		}
+	}
+	if len(list) > limit {
+		list, limited = list[:limit], true
+	}
+	slices.Reverse(list)
+	if from == 0 && (len(list) == 0 || list[0].Type != "m.room.create") {
+		limited = true // there is more, though this reader may not see it
+	}
+	return list, limited, nil
 }
 
 // wanted applies the filter and the list of ignored users.

@@ -33,14 +33,20 @@ func (w *work) heroes(tx *sqldb.Tx, id matrix.RoomID) ([]matrix.UserID, error) {
 			}
 		}
 	}
-	rows, err := state.TypeAt(tx, id, "m.room.member", w.to)
+	return Heroes(tx, id, w.q.user, w.to)
+}
+
+// Heroes lists the first members of a room beside the user right after to: those
+// who are there, or else those who were.
+func Heroes(tx *sqldb.Tx, id matrix.RoomID, user matrix.UserID, to stream.Pos) ([]matrix.UserID, error) {
+	rows, err := state.TypeAt(tx, id, "m.room.member", to)
 	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(rows, func(a, b state.Row) int { return int(min(max(a.From-b.From, -1), 1)) })
 	var present, gone []matrix.UserID
 	for _, r := range rows {
-		if r.StateKey == string(w.q.user) {
+		if r.StateKey == string(user) {
 			continue
 		}
 		switch r.Membership {
