@@ -53,7 +53,7 @@ func defaultRules(user matrix.UserID) map[Kind][]Rule {
 	}
 }
 
-// The helpers below spell actions and conditions; their data always encodes.
+// The functions below spell actions and conditions; their data always encodes.
 
 func quoted(s string) json.RawMessage { return encode(s) }
 

@@ -64,11 +64,9 @@ type pusher struct {
 
 // pusherSet is all pushers in memory, and their senders.
 type pusherSet struct {
-	mu      sync.RWMutex
-	byUser  map[matrix.UserID][]*sender
-	bell    chan struct{}   // capacity one: the log has moved; full is as good
-	running context.Context //nolint:containedctx // that of Run, for senders added later
-	wg      sync.WaitGroup
+	mu     sync.RWMutex
+	byUser map[matrix.UserID][]*sender
+	bell   chan struct{} // capacity one: the log has moved; full is as good
 }
 
 func (s *pusherSet) ring() {

@@ -207,11 +207,32 @@ func (r *Rooms) firstEvents(ctx context.Context, rm *room, creator matrix.UserID
 	if err := add(spec.MRoomPowerLevels, "", levels); err != nil {
 		return nil, err
 	}
-	if q.AliasName != "" {
-		alias := "#" + q.AliasName + ":" + string(r.o.Signer.Server)
-		if err := add("m.room.canonical_alias", "", map[string]any{"alias": alias}); err != nil {
+	rest, err := r.furtherState(q, p)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range rest {
+		if err := add(f.typ, f.key, f.content); err != nil {
 			return nil, err
 		}
+	}
+	return list, nil
+}
+
+// firstState is a state event that a new room begins with.
+type firstState struct {
+	typ, key string
+	content  any
+}
+
+// furtherState is what follows the power levels, in the order that the
+// specification gives: what the preset says unless the request says it itself,
+// then the request's own state, name and topic.
+func (r *Rooms) furtherState(q CreateRequest, p preset) (list []firstState, err error) {
+	add := func(typ, key string, content any) { list = append(list, firstState{typ, key, content}) }
+	if q.AliasName != "" {
+		alias := "#" + q.AliasName + ":" + string(r.o.Signer.Server)
+		add("m.room.canonical_alias", "", map[string]any{"alias": alias})
 	}
 	given := func(typ string) bool {
 		return slices.ContainsFunc(q.InitialState, func(s InitialState) bool { return s.Type == typ && s.StateKey == "" })
@@ -221,11 +242,8 @@ func (r *Rooms) firstEvents(ctx context.Context, rm *room, creator matrix.UserID
 		{spec.MRoomHistoryVisibility, "history_visibility", p.history},
 		{"m.room.guest_access", "guest_access", p.guests},
 	} {
-		if s.value == "" || given(s.typ) { // guests are forbidden where nothing is said
-			continue
-		}
-		if err := add(s.typ, "", map[string]any{s.field: s.value}); err != nil {
-			return nil, err
+		if s.value != "" && !given(s.typ) { // guests are forbidden where nothing is said
+			add(s.typ, "", map[string]any{s.field: s.value})
 		}
 	}
 	for _, s := range q.InitialState {
@@ -235,20 +253,13 @@ func (r *Rooms) firstEvents(ctx context.Context, rm *room, creator matrix.UserID
 		if len(s.Content) == 0 {
 			s.Content = json.RawMessage("{}")
 		}
-		if err := add(s.Type, s.StateKey, s.Content); err != nil {
-			return nil, err
-		}
+		add(s.Type, s.StateKey, s.Content)
 	}
 	if q.Name != "" {
-		if err := add("m.room.name", "", map[string]any{"name": q.Name}); err != nil {
-			return nil, err
-		}
+		add("m.room.name", "", map[string]any{"name": q.Name})
 	}
 	if q.Topic != "" {
-		topic := map[string]any{"topic": q.Topic, "m.topic": map[string]any{"m.text": []any{map[string]any{"body": q.Topic}}}}
-		if err := add("m.room.topic", "", topic); err != nil {
-			return nil, err
-		}
+		add("m.room.topic", "", map[string]any{"topic": q.Topic, "m.topic": map[string]any{"m.text": []any{map[string]any{"body": q.Topic}}}})
 	}
 	return list, nil
 }
