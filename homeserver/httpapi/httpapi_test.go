@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
@@ -67,27 +68,9 @@ func do(t *testing.T, h http.Handler, method, path, token, body string, headers 
 	t.Helper()
 	srv := httptest.NewServer(h)
 	defer srv.Close()
-	req, err := http.NewRequest(method, srv.URL+path, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if token != "" {
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	for i := 0; i+1 < len(headers); i += 2 {
-		req.Header.Set(headers[i], headers[i+1])
-	}
-	res, err := srv.Client().Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a := answer{status: res.StatusCode, header: res.Header, raw: string(b)}
-	_ = json.Unmarshal(b, &a.body)
+	got := httpapitest.Call(t, method, srv.URL+path, token, strings.NewReader(body), headers...)
+	a := answer{status: got.Status, header: got.Header, raw: string(got.Body)}
+	_ = json.Unmarshal(got.Body, &a.body)
 	return a
 }
 

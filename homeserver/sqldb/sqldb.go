@@ -265,7 +265,12 @@ func (db *DB) run(c *conn, begin string, fn func(tx *Tx) error) (err error) {
 		c.exec("ROLLBACK")
 		return err
 	}
-	if err = c.exec("COMMIT"); err != nil {
+	return db.end(c)
+}
+
+// end commits a transaction, or takes it back.
+func (db *DB) end(c *conn) error {
+	if err := c.exec("COMMIT"); err != nil {
 		c.exec("ROLLBACK")
 		return db.dialect.mapError(err)
 	}
@@ -345,11 +350,7 @@ func (db *DB) commitOnce(group []*write) (err error) {
 			return err
 		}
 	}
-	if err = c.exec("COMMIT"); err != nil {
-		c.exec("ROLLBACK")
-		return db.dialect.mapError(err)
-	}
-	return nil
+	return db.end(c)
 }
 
 // runGuarded turns a panic in fn into an error: the loop serves everybody.
