@@ -45,6 +45,39 @@ func TestANewcomerTriesTheDemo(t *testing.T) {
 	s.start()
 	log := s.welcomed()
 	t.Logf("from nothing to the greeting in %s", time.Since(began).Round(time.Millisecond))
+	room, msg, c, z := tour(t, s, log)
+
+	if code, took := s.stop(); code != 0 || took > 10*time.Second {
+		t.Errorf("exit code %d after %s\n%s", code, took, s.out)
+	}
+	s.args = []string{"serve", "--demo", "--data", dir}
+	s.start()
+	again := s.welcomed()
+	for name, password := range log {
+		if again[name] != password {
+			t.Errorf("the second start gives %s the password %q, not %q", name, again[name], password)
+		}
+	}
+	c.says(room, "我还在")
+	z.listens("我还在")
+	if e, err := z.GetEvent(t.Context(), room, msg); err != nil || body(e) != "大家好" {
+		t.Errorf("the first message: %v", err)
+	}
+	readers := "/messages/" + url.PathEscape(string(room)) + "/" + url.PathEscape(string(msg)) + "/readers"
+	if n := s.get(z.AccessToken, readers+"?state=read")["total_read"]; n != 1.0 {
+		t.Errorf("after the restart %v have read", n)
+	}
+	if fresh, err := logIn(t, s.url, "linhai", again["linhai"]); err != nil || fresh.UserID != id.UserID("@linhai:localhost") {
+		t.Errorf("logging in again: %v", err)
+	}
+	if code, _ := s.stop(); code != 0 {
+		t.Errorf("exit code %d\n%s", code, s.out)
+	}
+}
+
+// tour is what the README proposes to try, and gives the room and the message of it.
+func tour(t *testing.T, s *site, log map[string]string) (room id.RoomID, msg id.EventID, c, z *person) {
+	t.Helper()
 	people := map[string]*person{}
 	for _, name := range []string{"chenchen", "zhoumin", "linhai"} {
 		p, err := logIn(t, s.url, name, log[name])
@@ -54,18 +87,18 @@ func TestANewcomerTriesTheDemo(t *testing.T) {
 		people[name] = p
 		p.forget()
 	}
-	c, z := people["chenchen"], people["zhoumin"]
+	c, z = people["chenchen"], people["zhoumin"]
 	alias, err := z.ResolveAlias(t.Context(), "#carillon_rd:localhost")
 	if err != nil {
 		t.Fatal(err)
 	}
-	room := alias.RoomID
+	room = alias.RoomID
 	if got := z.name(room); got != "技术研发部" {
 		t.Errorf("the department's room is called %s", got)
 	}
 
 	// 1. and 2.: a message, and who has read it
-	msg := z.says(room, "大家好")
+	msg = z.says(room, "大家好")
 	c.listens("大家好")
 	c.reads(room, msg, event.ReceiptTypeRead, "")
 	readers := "/messages/" + url.PathEscape(string(room)) + "/" + url.PathEscape(string(msg)) + "/readers"
@@ -93,30 +126,5 @@ func TestANewcomerTriesTheDemo(t *testing.T) {
 	if got := s.must("org", "tree"); !strings.Contains(got, "技术研发部") || !strings.Contains(got, "周敏") {
 		t.Errorf("org tree prints\n%s", got)
 	}
-
-	if code, took := s.stop(); code != 0 || took > 10*time.Second {
-		t.Errorf("exit code %d after %s\n%s", code, took, s.out)
-	}
-	s.args = []string{"serve", "--demo", "--data", dir}
-	s.start()
-	again := s.welcomed()
-	for name, password := range log {
-		if again[name] != password {
-			t.Errorf("the second start gives %s the password %q, not %q", name, again[name], password)
-		}
-	}
-	c.says(room, "我还在")
-	z.listens("我还在")
-	if e, err := z.GetEvent(t.Context(), room, msg); err != nil || body(e) != "大家好" {
-		t.Errorf("the first message: %v", err)
-	}
-	if n := s.get(z.AccessToken, readers+"?state=read")["total_read"]; n != 1.0 {
-		t.Errorf("after the restart %v have read", n)
-	}
-	if fresh, err := logIn(t, s.url, "linhai", again["linhai"]); err != nil || fresh.UserID != id.UserID("@linhai:localhost") {
-		t.Errorf("logging in again: %v", err)
-	}
-	if code, _ := s.stop(); code != 0 {
-		t.Errorf("exit code %d\n%s", code, s.out)
-	}
+	return room, msg, c, z
 }
