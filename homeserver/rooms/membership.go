@@ -114,7 +114,16 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 		return nil
 	}
 	if !r.participates(c.Room) {
-		return r.joinRemote(ctx, c)
+		// One after another: the first brings the room's state in, the others are
+		// local users like any.
+		unlock, err := r.entering.LockContext(ctx, c.Room)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if !r.participates(c.Room) {
+			return r.joinRemote(ctx, c)
+		}
 	}
 	elsewhere := false
 	_, err := r.member(ctx, c, spec.Join, func(rm *room) (map[string]any, bool, error) {

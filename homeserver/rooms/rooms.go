@@ -30,6 +30,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -72,6 +73,8 @@ type Rooms struct {
 	log    *stream.Log
 	events *events.Store
 	hub    *hub.Hub
+
+	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 
 	mu     sync.Mutex
 	cached map[matrix.RoomID]*room
