@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -159,18 +160,23 @@ func TestSyncQueries(t *testing.T) {
 		c.sync(t, i, 0)
 	}
 	c.settle(t)
-	before := c.s.DB().Statements()
-	for range 5 {
-		for i := range c.users {
-			c.sync(t, i, 0)
+	// What the server does now and then by itself may fall into one round, but not into each.
+	idle := uint64(math.MaxUint64)
+	for round := 0; round < 3 && idle > 0; round++ {
+		before := c.s.DB().Statements()
+		for range 5 {
+			for i := range c.users {
+				c.sync(t, i, 0)
+			}
 		}
+		idle = min(idle, c.s.DB().Statements()-before)
 	}
-	if n := c.s.DB().Statements() - before; n != 0 {
-		t.Errorf("%d idle syncs ran %d statements", 5*len(c.users), n)
+	if idle != 0 {
+		t.Errorf("%d idle syncs ran %d statements", 5*len(c.users), idle)
 	}
 	c.say(t)
 	c.settle(t)
-	before = c.s.DB().Statements()
+	before := c.s.DB().Statements()
 	for i := range c.users {
 		if n := gjson.GetBytes(c.sync(t, i, 0), "rooms.join").Map(); len(n) != 1 {
 			t.Fatalf("user %d hears of %d rooms", i, len(n))
