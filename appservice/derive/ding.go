@@ -55,15 +55,27 @@ func (r *Reconciler) DingRoom(ctx context.Context, person string) (id.RoomID, er
 		if d.room, err = r.createDing(ctx, person, user); err != nil {
 			return "", err
 		}
-		if err := r.saveDing(context.WithoutCancel(ctx), person, d); err != nil {
-			return "", err
-		}
 	}
-	if err := r.joinDing(ctx, d.room, user); err != nil {
-		return "", fmt.Errorf("joining a DING room: %w", err)
+	// Room and membership are recorded together: what a crash leaves unrecorded is found again by its create event.
+	if err = r.joinDing(ctx, d.room, user); err != nil {
+		err = fmt.Errorf("joining a DING room: %w", err)
 	}
-	d.joined = true
-	return d.room, r.saveDing(context.WithoutCancel(ctx), person, d)
+	d.joined = err == nil
+	if saveErr := r.saveDing(context.WithoutCancel(ctx), person, d); saveErr != nil {
+		r.doubtDing(person)
+		err = errors.Join(err, saveErr)
+	}
+	if err != nil {
+		return "", err
+	}
+	return d.room, nil
+}
+
+// doubtDing notes that a person's room may exist without a record.
+func (r *Reconciler) doubtDing(person string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.doubt[person] = true
 }
 
 // DingPerson is whose DING room the room is.
@@ -160,9 +172,7 @@ func (r *Reconciler) createDing(ctx context.Context, person string, user id.User
 	room, err := r.mx.CreateRoom(ctx, "", req, false)
 	if err != nil {
 		if !mxclient.IsPermanent(err) { // it may exist all the same
-			r.mu.Lock()
-			r.doubt[person] = true
-			r.mu.Unlock()
+			r.doubtDing(person)
 		}
 		return "", fmt.Errorf("creating a DING room: %w", err)
 	}
