@@ -1,6 +1,7 @@
 package search_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -32,7 +33,15 @@ type world struct {
 
 func open(t testing.TB, db *sqldb.DB) *world {
 	t.Helper()
-	w := &world{World: partstest.New(t, db, rooms.Options{})}
+	w, run := build(t, db)
+	w.Run(run)
+	return w
+}
+
+// build opens a world without starting it.
+func build(t testing.TB, db *sqldb.DB) (w *world, run func(context.Context) error) {
+	t.Helper()
+	w = &world{World: partstest.New(t, db, rooms.Options{})}
 	var err error
 	if w.data, err = accountdata.New(w.Ctx, db, w.Log); err != nil {
 		t.Fatal(err)
@@ -46,8 +55,7 @@ func open(t testing.TB, db *sqldb.DB) *world {
 		t.Fatal(err)
 	}
 	w.API.Add(s.Routes()...)
-	w.Run(s.Run)
-	return w
+	return w, s.Run
 }
 
 // event is an event in client form.
@@ -456,11 +464,12 @@ func TestOlderDatabase(t *testing.T) {
 	db.Close()
 }
 
-// More waits than is kept in memory.
+// More waits than is kept in memory: nothing is indexed before somebody searches.
 func TestFlood(t *testing.T) {
-	w := open(t, sqldbtest.Open(t))
+	w, _ := build(t, sqldbtest.Open(t))
+	w.Run()
 	room := w.Room(alice, bob)
-	const n = 4700
+	const n = 4400
 	done := make(chan bool)
 	for range 20 {
 		go func() {
