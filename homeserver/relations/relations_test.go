@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
 	"github.com/carillon-chat/carillon/homeserver/history"
@@ -92,6 +93,7 @@ func TestReplace(t *testing.T) {
 		t.Errorf("bundled %+v", e)
 	}
 	first := w.edit(room, alice, id, "two")
+	time.Sleep(2 * time.Millisecond) // of two edits of one millisecond the larger ID would win
 	second := w.edit(room, alice, id, "three")
 	w.edit(room, bob, id, "not mine")                                                     // another's
 	w.relate(room, alice, "m.room.message", "m.replace", id, `"body":"no new content",`)  // incomplete
