@@ -44,6 +44,9 @@ type Server struct {
 	web    net.Listener
 }
 
+// patience is how long something is waited for that has to come.
+const patience = 30 * time.Second
+
 // Option changes how a server is built.
 type Option func(*homeserver.Options)
 
@@ -215,10 +218,10 @@ func (u *User) Sync(wait time.Duration) *mautrix.RespSync {
 // Since is where the user's last sync ended.
 func (u *User) Since() string { return u.since }
 
-// SyncUntil syncs until done is satisfied, for at most ten seconds.
+// SyncUntil syncs until done is satisfied, for at most half a minute.
 func (u *User) SyncUntil(what string, done func(*mautrix.RespSync) bool) {
 	u.s.T.Helper()
-	end := time.Now().Add(10 * time.Second)
+	end := time.Now().Add(patience)
 	for time.Now().Before(end) {
 		if done(u.Sync(time.Second)) {
 			return

@@ -131,10 +131,10 @@ func (u *User) Login(device string) *User {
 	return &User{Client: c, s: u.s}
 }
 
-// Eventually waits until ok holds, for at most ten seconds.
+// Eventually waits until ok holds, for at most half a minute.
 func (s *Server) Eventually(what string, ok func() bool) {
 	s.T.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(patience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			s.T.Fatalf("%s: never happened", what)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tidwall/gjson"
@@ -271,4 +272,69 @@ func TestFederatedCrossSigning(t *testing.T) {
 	alice, bob := a.User("alice"), b.User("bob")
 	join(bob, alice.Room(nil), a)
 	crossSigning(t, alice, bob)
+}
+
+// TestDevicesOfWhoComesBack changes a user's devices while nobody here shares a
+// room with him.
+func TestDevicesOfWhoComesBack(t *testing.T) {
+	t.Parallel()
+	a, b := hstest.Pair(t)
+	alice, bob := a.User("alice"), b.User("bob")
+	room := alice.Room(nil)
+	join(bob, room, a)
+	first := uploadKeys(t, bob, 0)
+	a.Eventually("bob's first device", func() bool { return deviceKey(alice, bob) == first.public() })
+	if _, err := bob.LeaveRoom(t.Context(), room); err != nil {
+		t.Fatal(err)
+	}
+	a.Eventually("bob leaves", func() bool { return membership(alice, room, bob.UserID) == "leave" })
+	pad := bob.Login("PAD")
+	second := uploadKeys(t, pad, 0)
+	since := alice.RawSync("").Get("next_batch").Str
+	join(bob, room, a)
+	a.Eventually("alice is told", func() bool {
+		return strings.Contains(alice.RawSync(since).Get("device_lists.changed").Raw, string(bob.UserID))
+	})
+	a.Eventually("bob's second device", func() bool { return deviceKey(alice, pad) == second.public() })
+}
+
+func TestManyToDeviceMessages(t *testing.T) {
+	t.Parallel()
+	s := hstest.New(t)
+	alice, bob := s.User("alice"), s.User("bob")
+	phone := bob.Login("PHONE")
+	const n = 250
+	for i := range n {
+		alice.OK("PUT", hstest.Path("sendToDevice", "im.carillon.count", fmt.Sprint("c", i)), map[string]any{
+			"messages": map[string]any{string(bob.UserID): map[string]any{"*": map[string]any{"n": i}}},
+		})
+	}
+	s.Stop()
+	s.Start()
+	since := ""
+	var got []int64
+	for len(got) < n {
+		r := phone.RawSync(since)
+		// The same token gives the same messages: the answer may have been lost.
+		if again := phone.RawSync(since); again.Get("to_device.events").Raw != r.Get("to_device.events").Raw {
+			t.Fatal("asked again, /sync gives other messages")
+		}
+		list := r.Get("to_device.events.#.content.n").Array()
+		if len(list) == 0 {
+			break
+		}
+		for _, v := range list {
+			got = append(got, v.Int())
+		}
+		since = r.Get("next_batch").Str
+	}
+	if len(got) != n || !slices.IsSorted(got) || got[n-1] != n-1 {
+		t.Errorf("the phone gets %d messages: %v", len(got), got)
+	}
+	if r := phone.RawSync(since); r.Get("to_device").Exists() {
+		t.Errorf("more: %s", r.Raw)
+	}
+	if n := bob.RawSync("").Get("to_device.events.#").Int(); n != 100 {
+		t.Errorf("the other device gets %d at first", n)
+	}
 }
