@@ -8,12 +8,12 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
-// encode writes receipts as contents of m.receipt events. The shape has room
+// Encode writes receipts as contents of m.receipt events. The shape has room
 // for one receipt of a type for each user and event: further ones go into
 // another content.
 //
 // Spec: client-server-api#mreceipt
-func encode(list []*Receipt) [][]byte {
+func Encode(list []*Receipt) [][]byte {
 	var out [][]byte
 	for len(list) > 0 {
 		type key struct {

@@ -259,7 +259,7 @@ func (r *Receipts) Content(ctx context.Context, user matrix.UserID, id matrix.Ro
 	}
 	list, private := rm.visible(user, from, to)
 	rm.mu.RUnlock()
-	contents := encode(list)
+	contents := Encode(list)
 	if !private {
 		rm.mu.Lock()
 		if len(rm.encoded) >= keptEncodings {

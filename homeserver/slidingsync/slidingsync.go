@@ -1,0 +1,270 @@
+// Package slidingsync answers POST /sync, where the client says which of its
+// rooms it wants to hear of: those in a window of a list sorted by activity, and
+// single ones. It stands beside clientsync and reads the same parts the same way:
+// a waiting client costs a goroutine and a channel, and one for whom nothing has
+// happened causes no query.
+//
+// It owns no tables. What a client has been sent is kept in memory for each of
+// its connections, within bounds; a client whose connection is not known any more
+// gets M_UNKNOWN_POS and begins anew, but for one that wants no rooms: its pos
+// says all.
+//
+// Spec: MSC4186 (simplified sliding sync), with the extensions of MSC3884
+// (encryption), MSC3885 (to-device messages), MSC3959 (account data), MSC3960
+// (receipts) and MSC3961 (typing). The unstable path speaks the form that
+// clients use today, /v4/sync that of the proposal as accepted.
+//
+// Invariants: the waiter is registered before anything is read; what was sent
+// counts as received only when the client comes back with its pos.
+package slidingsync
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/clientsync"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/hub"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+)
+
+// Sync answers sliding sync.
+type Sync struct {
+	*parts
+	conns connections
+	faces faces
+}
+
+// parts are those of clientsync, with what it reads in common.
+type parts = clientsync.Sync
+
+// New makes it beside the older /sync, whose parts it uses.
+func New(c *clientsync.Sync) *Sync {
+	return &Sync{
+		parts: c, faces: faces{m: map[faceKey]*face{}},
+		conns: connections{byKey: map[connKey]*conn{}, devices: map[seat]int{}, now: c.Now},
+	}
+}
+
+// Routes are the endpoint in its two forms.
+func (s *Sync) Routes() []httpapi.Route {
+	route := func(path string, h httpapi.Handler) httpapi.Route {
+		return httpapi.Route{Method: "POST", Path: path, Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: h}
+	}
+	return []httpapi.Route{
+		route("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", s.postUnstable),
+		route("/_matrix/client/v4/sync", s.post),
+	}
+}
+
+func (s *Sync) postUnstable(c *httpapi.Call) (any, error) { return s.answer(c, true) }
+
+func (s *Sync) post(c *httpapi.Call) (any, error) { return s.answer(c, false) }
+
+func (s *Sync) answer(c *httpapi.Call, unstable bool) (any, error) {
+	q, err := s.parse(c, unstable)
+	if err != nil {
+		return nil, err
+	}
+	if s.Presence.Enabled() {
+		done := s.Presence.Connect(q.user, q.presence)
+		defer done()
+	}
+	if q.ext.toDevice != nil && q.device != "" && q.ext.toDevice.since > 0 {
+		if err := s.Keys.AckToDevice(c.Ctx(), q.user, q.device, q.ext.toDevice.since); err != nil {
+			return nil, err
+		}
+	}
+	cn, replaced, err := s.enter(q)
+	if err != nil {
+		return nil, err
+	}
+	defer cn.leave(replaced)
+	waiter := s.Hub.Wait(q.user)
+	defer waiter.Close()
+	body, err := s.poll(c, q, cn, replaced, waiter)
+	if err != nil {
+		return nil, err
+	}
+	return httpapi.Raw(body), nil
+}
+
+// poll makes answers until one holds something, or the time is over.
+func (s *Sync) poll(c *httpapi.Call, q *request, cn *conn, replaced chan struct{}, waiter *hub.Waiter) ([]byte, error) {
+	var (
+		w     *work
+		timer *time.Timer
+		snap  hub.Snapshot
+	)
+	for {
+		if w == nil || !s.quiet(q, w, &snap) {
+			next, err := s.make(c.Ctx(), q, cn, replaced)
+			if err != nil {
+				return nil, err
+			}
+			w = next
+			if w.some || q.pos == "" || q.timeout == 0 {
+				return cn.issue(w, replaced), nil
+			}
+		}
+		if timer == nil {
+			timer = time.NewTimer(q.timeout)
+			defer timer.Stop()
+		}
+		select {
+		case <-waiter.C:
+			continue
+		case <-timer.C:
+		case <-c.Draining():
+		case <-replaced: // the client has asked again and does not listen any more
+		case <-cn.ended:
+		case <-c.Ctx().Done():
+			return nil, c.Ctx().Err()
+		}
+		return cn.issue(w, replaced), nil
+	}
+}
+
+// quiet reports, from memory alone, that nothing has happened for the user since
+// the answer w was made.
+func (s *Sync) quiet(q *request, w *work, snap *hub.Snapshot) bool {
+	s.Hub.Snapshot(q.user, w.to, w.eph, snap)
+	if len(snap.Rooms) > 0 || snap.Member > w.to {
+		return false
+	}
+	for _, last := range snap.Last {
+		if last > w.to {
+			return false
+		}
+	}
+	return true
+}
+
+// errNeedsDB ends an attempt to make an answer from memory.
+var errNeedsDB = errors.New("the database is needed")
+
+// either runs fn without the database, and again with it when that is not enough.
+func (s *Sync) either(ctx context.Context, fn func(tx *sqldb.Tx) error) error {
+	err := fn(nil)
+	if errors.Is(err, errNeedsDB) {
+		err = s.DB.Read(ctx, fn)
+	}
+	return err
+}
+
+// work is an answer being made.
+type work struct {
+	s    *Sync
+	q    *request
+	c    *conn
+	ctx  context.Context //nolint:containedctx // lives as long as the request
+	snap hub.Snapshot
+	to   stream.Pos
+	eph  int64
+
+	base place // where the client is
+	out  place // where it will be
+
+	entries map[matrix.RoomID]*entry
+	wanted  []*entry // rooms that the request matches, the most active first
+
+	b    []byte
+	some bool // there is something to tell
+}
+
+// make makes an answer from where the client is; the connection is not changed.
+func (s *Sync) make(ctx context.Context, q *request, cn *conn, replaced chan struct{}) (*work, error) {
+	cn.mu.Lock()
+	defer cn.mu.Unlock()
+	if cn.active != replaced {
+		return &work{some: true, b: []byte(`{"pos":"`), base: cn.base}, nil // nobody listens any more
+	}
+	w := &work{s: s, q: q, c: cn, ctx: ctx, eph: s.Hub.Ephemeral(), base: cn.base}
+	s.Hub.Snapshot(q.user, -1, -1, &w.snap)
+	w.to = w.snap.Head
+	if err := s.either(ctx, w.survey); err != nil {
+		return nil, err
+	}
+	if err := w.gather(); err != nil {
+		return nil, err
+	}
+	if err := s.either(ctx, w.write); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// write makes the body, but for its pos, which comes when it is sent.
+func (w *work) write(tx *sqldb.Tx) error {
+	w.out = place{
+		token: clientsync.Token{Pos: w.to, Eph: w.eph}, keys: w.base.keys, data: w.base.data,
+		sent: map[matrix.RoomID]*sent{},
+	}
+	w.some = false
+	w.b = append(w.b[:0], '{')
+	if w.q.txn != "" {
+		w.b = matrix.AppendJSONString(append(w.b, `"txn_id":`...), w.q.txn)
+		w.b = append(w.b, ',')
+	}
+	w.lists()
+	w.b = append(w.b, `"rooms":{`...)
+	first := true
+	for _, e := range w.wanted {
+		mark := len(w.b)
+		if !first {
+			w.b = append(w.b, ',')
+		}
+		w.b = append(matrix.AppendJSONString(w.b, string(e.id)), ':')
+		some, err := w.room(tx, e)
+		if err != nil {
+			return err
+		}
+		if !some {
+			w.b = w.b[:mark]
+			continue
+		}
+		first, w.some = false, true
+	}
+	w.b = append(w.b, `},"extensions":{`...)
+	if err := w.extensions(tx); err != nil {
+		return err
+	}
+	w.b = append(w.b, `},"pos":"`...)
+	return nil
+}
+
+// lists writes how long the lists are.
+func (w *work) lists() {
+	w.out.counts = make(map[string]int, len(w.q.lists))
+	w.b = append(w.b, `"lists":{`...)
+	for i, l := range w.q.lists {
+		if i > 0 {
+			w.b = append(w.b, ',')
+		}
+		w.b = matrix.AppendJSONString(w.b, l.name)
+		w.b = append(strconv.AppendInt(append(w.b, `:{"count":`...), int64(l.count), 10), '}')
+		w.out.counts[l.name] = l.count
+		if n, ok := w.base.counts[l.name]; !ok || n != l.count {
+			w.some = true
+		}
+	}
+	w.b = append(w.b, `},`...)
+}
+
+// edit gives what will have been sent of a room, to be changed.
+func (w *work) edit(e *entry) *sent {
+	if st := w.out.sent[e.id]; st != nil {
+		return st
+	}
+	st := &sent{}
+	if e.st != nil {
+		*st = *e.st
+		st.met, st.forget = nil, false
+	}
+	w.out.sent[e.id] = st
+	return st
+}
