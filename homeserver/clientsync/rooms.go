@@ -106,7 +106,7 @@ func (w *work) joined(tx *sqldb.Tx, sec *section, r *hub.RoomState) error {
 			return err
 		}
 	}
-	if eph := w.ephemeral(r, fresh); len(eph) > 0 {
+	if eph := w.ephemeral(r, fresh); len(eph) > 0 || fresh {
 		some = true
 		sec.b = append(w.comma(sec.b), `"ephemeral":`...)
 		sec.b = appendEvents(sec.b, eph)
@@ -233,8 +233,9 @@ func (w *work) notJoined(tx *sqldb.Tx, out *[3]section) error {
 		case "knock":
 			out[1].stripped(m, "knock_state")
 		case "leave", "ban":
-			if q.initial && (m.Forgotten || !q.filter.IncludeLeave()) {
-				continue
+			own := m.Membership == "leave" && (m.Sender == q.user || !m.WasJoined)
+			if q.initial && (m.Forgotten || own && !q.filter.IncludeLeave()) {
+				continue // who was sent away hears of it in any case
 			}
 			if err := w.left(tx, &out[2], m); err != nil {
 				return err
