@@ -25,7 +25,8 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
-// Flags of a stored event.
+// Flags of a stored event. Clients may see those with none of the first three:
+// in SQL, flags & 7 = 0.
 const (
 	FlagRejected   = 1 << iota // failed authorisation; kept so that it is not fetched again
 	FlagSoftFailed             // allowed where it was made, not by the current state; not shown to clients

@@ -21,7 +21,7 @@ const (
 	qCarried  = `SELECT pos FROM upgrades_carried WHERE id = 1`
 	qSetCarry = `INSERT INTO upgrades_carried (id, pos) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET pos = excluded.pos`
 	// Row numbers of what happened here are positions of the log.
-	qMissed = `SELECT ` + events.Columns + ` FROM events WHERE nid > $1 AND nid <= $2 AND flags = 0 AND state_key IS NOT NULL
+	qMissed = `SELECT ` + events.Columns + ` FROM events WHERE nid > $1 AND nid <= $2 AND flags & 15 = 0 AND state_key IS NOT NULL
 		AND type IN ('m.room.member', 'm.room.tombstone') ORDER BY nid`
 
 	missedAtOnce = 5000 // positions

@@ -17,7 +17,7 @@ import (
 
 const (
 	qNotable = `SELECT ` + events.Columns + ` FROM events WHERE nid > 0 AND nid < $1 AND room_id = ANY($2)
-AND pos > 0 AND flags = 0 AND redacted_by = 0 AND sender <> $3 ORDER BY nid DESC LIMIT $4`
+AND pos > 0 AND flags & 15 = 0 AND redacted_by = 0 AND sender <> $3 ORDER BY nid DESC LIMIT $4`
 
 	notificationPage = 500   // events read at once
 	mostLookedAt     = 10000 // events looked at for one answer

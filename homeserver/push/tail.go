@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	qTail = `SELECT ` + events.Columns + ` FROM events WHERE room_id = $1 AND pos > 0 AND pos <= $2 AND pos <> 0 AND flags = 0
+	qTail = `SELECT ` + events.Columns + ` FROM events WHERE room_id = $1 AND pos > 0 AND pos <= $2 AND pos <> 0 AND flags & 15 = 0
 AND (state_key IS NULL OR type = 'm.room.tombstone') ORDER BY pos DESC LIMIT $3`
 
 	firstRead = 500  // events read when a room is first asked for

@@ -19,13 +19,13 @@ import (
 
 const (
 	qChildrenBack = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = $1 AND rel_to <> '' AND room_id = $2
-AND pos > $3 AND pos <= $4 AND pos <> 0 AND (flags = 0 OR flags = 8) AND ($5 = '' OR rel_type = $5) AND ($6 = '' OR type = $6)
+AND pos > $3 AND pos <= $4 AND pos <> 0 AND flags & 7 = 0 AND ($5 = '' OR rel_type = $5) AND ($6 = '' OR type = $6)
 ORDER BY pos DESC LIMIT $7`
 	qChildrenOn = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = $1 AND rel_to <> '' AND room_id = $2
-AND pos > $3 AND pos <= $4 AND pos <> 0 AND (flags = 0 OR flags = 8) AND ($5 = '' OR rel_type = $5) AND ($6 = '' OR type = $6)
+AND pos > $3 AND pos <= $4 AND pos <> 0 AND flags & 7 = 0 AND ($5 = '' OR rel_type = $5) AND ($6 = '' OR type = $6)
 ORDER BY pos LIMIT $7`
 	qChildrenOfAll = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = ANY($1) AND rel_to <> '' AND room_id = $2
-AND pos <> 0 AND (flags = 0 OR flags = 8) LIMIT $3`
+AND pos <> 0 AND flags & 7 = 0 LIMIT $3`
 )
 
 // Bounds of a page and of recursion.

@@ -40,7 +40,7 @@ const (
 )
 
 const qBundled = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = ANY($1) AND rel_to <> ''
-AND (rel_type = 'm.replace' OR rel_type = 'm.reference') AND pos <> 0 AND (flags = 0 OR flags = 8) ORDER BY pos`
+AND (rel_type = 'm.replace' OR rel_type = 'm.reference') AND pos <> 0 AND flags & 7 = 0 ORDER BY pos`
 
 // Relations is the module.
 type Relations struct {

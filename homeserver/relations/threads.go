@@ -17,10 +17,10 @@ import (
 
 const (
 	qThreads = `SELECT event_id, rel_to, sender, pos FROM events WHERE room_id = $1 AND rel_type = 'm.thread'
-AND pos <> 0 AND (flags = 0 OR flags = 8) ORDER BY pos`
+AND pos <> 0 AND flags & 7 = 0 ORDER BY pos`
 	qHead    = `SELECT coalesce(max(pos), 0) FROM events WHERE room_id = $1 AND pos > 0 AND pos <> 0`
 	qReplies = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = $1 AND rel_to <> '' AND rel_type = 'm.thread'
-AND pos <> 0 AND (flags = 0 OR flags = 8) ORDER BY pos DESC LIMIT 100`
+AND pos <> 0 AND flags & 7 = 0 ORDER BY pos DESC LIMIT 100`
 )
 
 // roomThreads are the threads of one room.

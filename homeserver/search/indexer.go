@@ -31,7 +31,7 @@ const (
 	relevantTypes = `(type = 'm.room.message' OR type = 'm.room.name' OR type = 'm.room.topic' OR redacts <> '')`
 	qOfRoom       = `SELECT ` + events.Columns + ` FROM events WHERE room_id = $1 AND pos > $2 AND pos <= $3 AND pos <> 0 AND ` + relevantTypes + ` ORDER BY pos`
 	qHistory      = `SELECT ` + events.Columns + ` FROM events WHERE pos < $1 AND pos < 0 ORDER BY pos DESC LIMIT $2`
-	qEdits        = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = ANY($1) AND rel_to <> '' AND rel_type = 'm.replace' AND pos <> 0 AND (flags = 0 OR flags = 8)`
+	qEdits        = `SELECT ` + events.Columns + ` FROM events WHERE rel_to = ANY($1) AND rel_to <> '' AND rel_type = 'm.replace' AND pos <> 0 AND flags & 7 = 0`
 	qBySource     = `SELECT nid FROM search_docs WHERE source = ANY($1) AND source <> 0`
 	qPutDoc       = `INSERT INTO search_docs (doc, nid, room_id, sender, field, terms, source) VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (doc) DO UPDATE SET terms = excluded.terms, source = excluded.source`
