@@ -52,7 +52,7 @@ func TestDiscoveryAndCORS(t *testing.T) {
 
 func TestRateLimits(t *testing.T) {
 	t.Parallel()
-	s := hstest.New(t, func(o *homeserver.Options) { o.RateLimits = httpapi.RateLimits{PerSecond: 2, Burst: 5} })
+	s := hstest.New(t, func(o *homeserver.Options) { o.RateLimits = httpapi.RateLimits{PerSecond: 0.05, Burst: 5} })
 	alice := s.User("alice")
 	room := alice.Room(nil)
 	for i := range 12 {

@@ -593,3 +593,38 @@ func TestSlidingQueries(t *testing.T) {
 		t.Errorf("%d clients hearing of one message ran %d statements", clients, n)
 	}
 }
+
+// BenchmarkSlidingWake is what one client costs that is told of one message: one
+// of the rooms of its list.
+func BenchmarkSlidingWake(b *testing.B) {
+	const clients = 8 // connections of one device
+	c := newCrowd(b, 200)
+	for i := range 300 {
+		if _, err := c.s.Rooms().Create(b.Context(), c.users[1], rooms.CreateRequest{Name: fmt.Sprint("room ", i)}, 0); err != nil {
+			b.Fatal(err)
+		}
+	}
+	body := `{"lists":{"all":{"ranges":[[0,99]],"timeline_limit":1,"required_state":[["m.room.member","$LAZY"],["m.room.name",""]],
+		"filters":{"not_room_types":["m.space"]}}},"extensions":{"account_data":{"enabled":true},"receipts":{"enabled":true},"typing":{"enabled":true}}}`
+	for _, user := range []int{2, 1} {
+		b.Run(fmt.Sprintf("rooms=%d", []int{301, 1}[user-1]), func(b *testing.B) {
+			pos := make([]string, clients)
+			turn := func(i int) {
+				r := c.call(b, "POST", fmt.Sprintf("%s?set_presence=offline&pos=%s", slidingPath, url.QueryEscape(pos[i])), user, strings.Replace(body, "{", fmt.Sprintf(`{"conn_id":"%d",`, i), 1))
+				pos[i] = gjson.GetBytes(r, "pos").Str
+			}
+			for i := range clients {
+				turn(i)
+			}
+			for b.Loop() {
+				b.StopTimer()
+				c.say(b)
+				b.StartTimer()
+				for i := range clients {
+					turn(i)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/clients, "ns/client")
+		})
+	}
+}
