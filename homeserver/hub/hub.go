@@ -56,10 +56,17 @@ type Room struct {
 	LastState   stream.Pos // newest state event
 	Typing      int64      // Ephemeral sequence of the newest typing change
 
-	members map[*User]stream.Pos // joined users and since when
-	local   int                  // how many of them are ours
-	recent  []*events.Event      // in order of position
-	floor   stream.Pos           // recent holds all events after it
+	members []*User         // joined users, in no order
+	local   int             // how many of them are ours
+	recent  []*events.Event // in order of position
+	floor   stream.Pos      // recent holds all events after it
+}
+
+// seat is a user's place in a room: since when he is joined, and where in its
+// list of members he stands. The list is walked for each event.
+type seat struct {
+	since stream.Pos
+	at    int
 }
 
 // User is what the hub knows of a user.
@@ -67,7 +74,7 @@ type User struct {
 	ID    matrix.UserID
 	Local bool
 
-	rooms   map[*Room]stream.Pos // joined
+	rooms   map[*Room]seat // joined
 	last    [stream.Kinds]stream.Pos
 	member  stream.Pos // newest change of a membership of this user
 	waiters []*Waiter
@@ -111,7 +118,7 @@ func (h *Hub) SeedHead(room matrix.RoomID, event, receipt stream.Pos) {
 func (h *Hub) room(id matrix.RoomID) *Room {
 	r := h.rooms[id]
 	if r == nil {
-		r = &Room{ID: id, members: map[*User]stream.Pos{}}
+		r = &Room{ID: id}
 		h.rooms[id] = r
 	}
 	return r
@@ -120,27 +127,33 @@ func (h *Hub) room(id matrix.RoomID) *Room {
 func (h *Hub) user(id matrix.UserID) *User {
 	u := h.users[id]
 	if u == nil {
-		u = &User{ID: id, Local: id.Server() == h.server, rooms: map[*Room]stream.Pos{}}
+		u = &User{ID: id, Local: id.Server() == h.server, rooms: map[*Room]seat{}}
 		h.users[id] = u
 	}
 	return u
 }
 
 func (h *Hub) join(r *Room, u *User, pos stream.Pos) {
-	if _, ok := r.members[u]; ok {
+	if _, ok := u.rooms[r]; ok {
 		return
 	}
-	r.members[u], u.rooms[r] = pos, pos
+	u.rooms[r] = seat{pos, len(r.members)}
+	r.members = append(r.members, u)
 	if u.Local {
 		r.local++
 	}
 }
 
 func (h *Hub) leave(r *Room, u *User) {
-	if _, ok := r.members[u]; !ok {
+	s, ok := u.rooms[r]
+	if !ok {
 		return
 	}
-	delete(r.members, u)
+	last := len(r.members) - 1
+	moved := r.members[last]
+	r.members[s.at], r.members[last] = moved, nil
+	r.members = r.members[:last]
+	moved.rooms[r] = seat{moved.rooms[r].since, s.at}
 	delete(u.rooms, r)
 	if u.Local {
 		r.local--
@@ -207,12 +220,12 @@ func (h *Hub) deviceList(c *stream.Change) {
 	for r := range u.rooms {
 		if len(r.members) > 1000 {
 			// Those who merely share a very large room read it at their next wake-up.
-			for m := range r.members {
+			for _, m := range r.members {
 				m.last[c.Kind] = c.Pos
 			}
 			continue
 		}
-		for m := range r.members {
+		for _, m := range r.members {
 			if m.Local {
 				m.last[c.Kind] = c.Pos
 				h.wakeAtRing(m)
@@ -233,7 +246,7 @@ func (h *Hub) seeded(r *Room, list []matrix.UserID, pos stream.Pos) {
 		in[u] = true
 		h.join(r, h.user(u), pos)
 	}
-	for u := range r.members {
+	for _, u := range r.members {
 		if !in[u.ID] {
 			h.leave(r, u)
 		}
@@ -263,7 +276,7 @@ func (h *Hub) event(e *events.Event, pos stream.Pos) {
 	for user, membership := range e.Moves {
 		h.membership(r, user, membership, e.Pos)
 	}
-	for u := range r.members {
+	for _, u := range r.members {
 		h.wakeAtRing(u)
 	}
 }
@@ -318,7 +331,7 @@ func (h *Hub) flush() {
 	defer h.mu.Unlock()
 	h.timer = nil
 	for r := range h.pending {
-		for u := range r.members {
+		for _, u := range r.members {
 			u.wake()
 		}
 	}
@@ -419,7 +432,7 @@ func (h *Hub) MarkPresence(user matrix.UserID, seq int64) {
 	}
 	u.presence = seq
 	for r := range u.rooms {
-		for m := range r.members {
+		for _, m := range r.members {
 			m.presence = max(m.presence, seq)
 		}
 	}

@@ -42,7 +42,8 @@ func (h *Hub) Snapshot(user matrix.UserID, since stream.Pos, eph int64, s *Snaps
 		return
 	}
 	s.Last, s.Member, s.Presence = u.last, u.member, u.presence
-	for r, joined := range u.rooms {
+	for r, in := range u.rooms {
+		joined := in.since
 		if r.LastEvent > since || r.LastReceipt > since || r.Typing > eph || joined > since {
 			s.Rooms = append(s.Rooms, RoomState{r.ID, joined, r.LastEvent, r.LastState, r.LastReceipt, r.Typing})
 		}
@@ -108,8 +109,8 @@ func (h *Hub) RoomsOf(user matrix.UserID) []matrix.RoomID {
 		pos stream.Pos
 	}
 	list := make([]at, 0, len(u.rooms))
-	for r, pos := range u.rooms {
-		list = append(list, at{r.ID, pos})
+	for r, in := range u.rooms {
+		list = append(list, at{r.ID, in.since})
 	}
 	slices.SortFunc(list, func(a, b at) int {
 		if a.pos != b.pos {
@@ -149,7 +150,7 @@ func (h *Hub) members(room matrix.RoomID, want func(*User) bool) []matrix.UserID
 		return nil
 	}
 	out := make([]matrix.UserID, 0, len(r.members))
-	for u := range r.members {
+	for _, u := range r.members {
 		if want(u) {
 			out = append(out, u.ID)
 		}
@@ -190,7 +191,7 @@ func (h *Hub) Servers(room matrix.RoomID) []matrix.ServerName {
 		seen[h.server] = true
 	}
 	if len(r.members) > r.local {
-		for u := range r.members {
+		for _, u := range r.members {
 			if !u.Local {
 				seen[u.ID.Server()] = true
 			}
@@ -234,7 +235,7 @@ func (h *Hub) SharedWith(user matrix.UserID) map[matrix.UserID]bool {
 	out := map[matrix.UserID]bool{}
 	if u := h.users[user]; u != nil {
 		for r := range u.rooms {
-			for m := range r.members {
+			for _, m := range r.members {
 				out[m.ID] = true
 			}
 		}
