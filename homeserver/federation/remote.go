@@ -277,6 +277,23 @@ func (r *Remote) Backfill(ctx context.Context, server matrix.ServerName, room ma
 	return out.PDUs, err
 }
 
+// Nearest asks for the event next to a time.
+func (r *Remote) Nearest(ctx context.Context, server matrix.ServerName, room matrix.RoomID, ts int64, forward bool) (id matrix.EventID, at int64, err error) {
+	q := url.Values{"ts": {strconv.FormatInt(ts, 10)}, "dir": {"b"}}
+	if forward {
+		q.Set("dir", "f")
+	}
+	var out struct {
+		ID matrix.EventID `json:"event_id"`
+		TS int64          `json:"origin_server_ts"`
+	}
+	err = r.client.JSON(ctx, fedclient.Request{Method: http.MethodGet, Server: server, Path: path("v1", "timestamp_to_event", string(room)), Query: q}, &out)
+	if err == nil && out.ID == "" {
+		err = matrix.NotFound("%s returned no event", server)
+	}
+	return out.ID, out.TS, err
+}
+
 // QueryKeys asks a server for the keys of its users.
 func (r *Remote) QueryKeys(ctx context.Context, server matrix.ServerName, query e2ee.Query) (*e2ee.Answer, error) {
 	for u, devices := range query {

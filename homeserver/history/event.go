@@ -206,22 +206,40 @@ func (h *History) getByTimestamp(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var found *events.Event
-	err = h.DB.Read(c.Ctx(), func(tx *sqldb.Tx) error {
+	found, err := h.nearest(c.Ctx(), a, ts, forward)
+	if err != nil {
+		return nil, err
+	}
+	more, err := h.Rooms.Reach(c.Ctx(), room, ts, forward, found)
+	if err != nil {
+		return nil, err
+	}
+	if more {
+		if found, err = h.nearest(c.Ctx(), a, ts, forward); err != nil {
+			return nil, err
+		}
+	}
+	if found == nil {
+		return nil, matrix.NotFound("Unable to find event from %d in that direction", ts)
+	}
+	return map[string]any{"event_id": found.ID, "origin_server_ts": found.TS}, nil
+}
+
+// nearest finds the event next to a time; nil if there is none that the reader may see.
+func (h *History) nearest(ctx context.Context, a Access, ts int64, forward bool) (found *events.Event, err error) {
+	err = h.DB.Read(ctx, func(tx *sqldb.Tx) error {
 		r, err := h.Reader(tx, a, nil)
 		if err != nil {
 			return err
 		}
-		if found, err = h.Events.Nearest(tx, room, ts, forward); err != nil {
-			return err
+		found, err = h.Events.Nearest(tx, a.room, ts, forward)
+		if found != nil && !r.Sees(found) {
+			found = nil
 		}
-		if found == nil || !r.Sees(found) {
-			return matrix.NotFound("Unable to find event from %d in that direction", ts)
-		}
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("finding event by time: %w", err)
 	}
-	return map[string]any{"event_id": found.ID, "origin_server_ts": found.TS}, nil
+	return found, nil
 }

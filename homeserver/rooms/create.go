@@ -93,6 +93,7 @@ func (r *Rooms) Create(ctx context.Context, creator matrix.UserID, q CreateReque
 	if err != nil {
 		return "", err
 	}
+	r.adopt(rm, list)
 	for _, u := range q.Invite {
 		err := r.Invite(ctx, MemberChange{Room: rm.id, Sender: creator, Target: u, Direct: q.IsDirect, TS: ts})
 		if err != nil {
@@ -100,6 +101,24 @@ func (r *Rooms) Create(ctx context.Context, creator matrix.UserID, q CreateReque
 		}
 	}
 	return rm.id, nil
+}
+
+// adopt keeps a room that has just been created in memory: the next events
+// follow at once.
+func (r *Rooms) adopt(rm *room, list []*built) {
+	rm.mu.Lock()
+	defer rm.mu.Unlock()
+	r.settle(rm, list, rm.gen, nil)
+	r.mu.Lock()
+	taken := r.cached[rm.id] != nil // somebody was faster and has read it
+	if !taken {
+		rm.used = r.o.Now().UnixNano()
+		r.cached[rm.id] = rm
+	}
+	r.mu.Unlock()
+	if !taken {
+		r.weigh(rm, eventWeight*len(list))
+	}
 }
 
 func (r *Rooms) checkCreate(ctx context.Context, creator matrix.UserID, q *CreateRequest) (gomatrixserverlib.RoomVersion, preset, error) {

@@ -28,6 +28,8 @@ type Remote interface {
 	State(ctx context.Context, server matrix.ServerName, room matrix.RoomID, at matrix.EventID) (RemoteState, error)
 	EventAuth(ctx context.Context, server matrix.ServerName, room matrix.RoomID, id matrix.EventID) ([]json.RawMessage, error)
 	Backfill(ctx context.Context, server matrix.ServerName, room matrix.RoomID, from []matrix.EventID, limit int) ([]json.RawMessage, error)
+	// Nearest asks for the event at or after, or at or before, a time in ms.
+	Nearest(ctx context.Context, server matrix.ServerName, room matrix.RoomID, ts int64, forward bool) (id matrix.EventID, at int64, err error)
 }
 
 // RemoteTemplate is the answer to make_join, make_leave and make_knock.
