@@ -62,9 +62,10 @@ func (sqlite) setup(writer bool) []string {
 	}
 	if writer {
 		// A larger log between checkpoints: pages written often are copied back once.
-		return append(s, "PRAGMA cache_size = -65536", "PRAGMA wal_autocheckpoint = 8000", "PRAGMA journal_size_limit = 67108864")
+		// A small cache: SQLite walks it at each commit, and the files are mapped.
+		return append(s, "PRAGMA cache_size = -8192", "PRAGMA wal_autocheckpoint = 8000", "PRAGMA journal_size_limit = 67108864")
 	}
-	return append(s, "PRAGMA cache_size = -8192", "PRAGMA query_only = ON")
+	return append(s, "PRAGMA cache_size = -4096", "PRAGMA query_only = ON")
 }
 
 func (sqlite) singleWriter() bool   { return true }
