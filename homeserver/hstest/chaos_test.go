@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/tidwall/gjson"
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
@@ -90,6 +91,7 @@ func TestTwoServersAgreeWhateverHappens(t *testing.T) {
 				join(y, c.room, a)
 				c.first, c.second = append(c.first, x), append(c.second, y)
 			}
+			watch := &watcher{u: c.bob, room: c.room, state: map[string]string{}}
 			for round := range 3 {
 				mark := fmt.Sprint("round ", round, " of ")
 				a.Cut()
@@ -110,6 +112,7 @@ func TestTwoServersAgreeWhateverHappens(t *testing.T) {
 				c.alice.Hears(c.room, mark+"all")
 				sameState(t, c.alice, c.bob, c.room)
 				c.agree(a, b)
+				watch.check(t)
 				if t.Failed() {
 					t.Fatalf("seed %d, round %d", seed, round)
 				}
@@ -142,6 +145,29 @@ func (c *throng) agree(a, b *hstest.Server) {
 		}
 		if got := u.RawSync("").Get(in("join", c.room)).Exists(); got != joined {
 			c.t.Errorf("%s is joined: %v by the state, not so by /sync", u.UserID, joined)
+		}
+	}
+}
+
+// watcher is a client that keeps a room's state by what /sync says of it.
+type watcher struct {
+	u     *hstest.User
+	room  id.RoomID
+	since string
+	state map[string]string
+}
+
+func (w *watcher) check(t *testing.T) {
+	t.Helper()
+	r := w.u.RawSync(w.since, "use_state_after=true")
+	w.since = r.Get("next_batch").Str
+	r.Get(in("join", w.room) + ".state_after.events").ForEach(func(_, e gjson.Result) bool {
+		w.state[e.Get("type").Str+"|"+e.Get("state_key").Str] = e.Get("event_id").Str
+		return true
+	})
+	for k, ev := range stateOf(w.u, w.room) {
+		if w.state[k] != ev {
+			t.Errorf("%s is %s by the state, %q by what /sync has told", k, ev, w.state[k])
 		}
 	}
 }
