@@ -85,7 +85,7 @@ type conn struct {
 	active chan struct{}
 
 	// Of the user, for making lists; kept up with the log.
-	standings map[matrix.RoomID]rooms.Member // rooms that the user is not joined to
+	standings map[matrix.RoomID]*rooms.Member // rooms that the user is not joined to
 	standAt   stream.Pos
 	personal  *personal
 }

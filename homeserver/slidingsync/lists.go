@@ -23,7 +23,7 @@ type entry struct {
 	membership string
 	active     stream.Pos     // newest event, or change of membership where he is not joined
 	room       *hub.RoomState // joined
-	member     rooms.Member   // not joined
+	member     *rooms.Member  // not joined
 	st         *sent          // what the client knows
 
 	// What the rules that it matches ask for; there are none if config.want is nil.
@@ -126,10 +126,10 @@ func (w *work) refreshStandings(tx *sqldb.Tx) error {
 		return err
 	}
 	if c.standings == nil {
-		c.standings = map[matrix.RoomID]rooms.Member{}
+		c.standings = map[matrix.RoomID]*rooms.Member{}
 	}
-	for _, m := range list {
-		if m.Membership == "join" {
+	for i := range list {
+		if m := &list[i]; m.Membership == "join" {
 			delete(c.standings, m.Room)
 		} else {
 			c.standings[m.Room] = m
@@ -206,33 +206,41 @@ func tags(content json.RawMessage) (out []string) {
 // joined to, invited to or knocks on, those that he was taken out of, and those
 // that he left while the client knew of them.
 func (w *work) allEntries() []*entry {
-	all := make([]*entry, 0, len(w.snap.Rooms)+len(w.c.standings))
-	w.entries = make(map[matrix.RoomID]*entry, cap(all))
+	joined := make([]entry, len(w.snap.Rooms)) // in one piece: there may be many
+	all := make([]*entry, 0, len(joined)+4)
 	for i := range w.snap.Rooms {
 		r := &w.snap.Rooms[i]
-		e := &entry{id: r.ID, membership: "join", active: r.LastEvent, room: r, st: w.base.sent[r.ID]}
-		w.entries[r.ID] = e
-		all = append(all, e)
+		joined[i] = entry{id: r.ID, membership: "join", active: r.LastEvent, room: r, st: w.base.sent[r.ID]}
+		all = append(all, &joined[i])
 	}
 	for id, m := range w.c.standings {
-		if w.entries[id] != nil || m.Pos > w.to {
+		if m.Pos > w.to {
 			continue
 		}
-		e := &entry{id: id, membership: m.Membership, active: m.Pos, member: m, st: w.base.sent[id]}
-		if w.shows(e) {
-			w.entries[id] = e
-			all = append(all, e)
+		e := entry{id: id, membership: m.Membership, active: m.Pos, member: m, st: w.base.sent[id]}
+		if w.shows(&e) && !slices.ContainsFunc(w.snap.Rooms, func(j hub.RoomState) bool { return j.ID == id }) {
+			all = append(all, &e)
+		}
+	}
+	w.entries = nil
+	if len(w.q.subs) > 0 || slices.ContainsFunc(w.q.lists, func(l *roomList) bool { return l.filters != nil && l.filters.Spaces != nil }) {
+		w.entries = make(map[matrix.RoomID]*entry, len(all))
+		for _, e := range all {
+			w.entries[e.id] = e
 		}
 	}
 	slices.SortFunc(all, func(a, b *entry) int {
-		return cmp.Or(cmp.Compare(b.active, a.active), cmp.Compare(a.id, b.id))
+		if a.active != b.active {
+			return cmp.Compare(b.active, a.active)
+		}
+		return cmp.Compare(a.id, b.id)
 	})
 	return all
 }
 
 // shows reports whether a room that the user is not joined to belongs in the list.
 func (w *work) shows(e *entry) bool {
-	m := &e.member
+	m := e.member
 	switch m.Membership {
 	case "invite":
 		if w.s.InviteBlocked != nil && w.s.InviteBlocked(m.Sender, w.q.user) {

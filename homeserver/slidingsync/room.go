@@ -45,7 +45,7 @@ func (w *work) room(tx *sqldb.Tx, e *entry) (bool, error) {
 	if e.joined() {
 		return w.joinedRoom(tx, e)
 	}
-	m := &e.member
+	m := e.member
 	if e.st != nil && e.st.membership == m.Membership && m.Pos <= e.st.upTo {
 		return false, nil
 	}

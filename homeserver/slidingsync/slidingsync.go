@@ -22,6 +22,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/clientsync"
@@ -169,12 +170,15 @@ type work struct {
 	base place // where the client is
 	out  place // where it will be
 
-	entries map[matrix.RoomID]*entry
-	wanted  []*entry // rooms that the request matches, the most active first
+	entries map[matrix.RoomID]*entry // where rooms are named
+	wanted  []*entry                 // rooms that the request matches, the most active first
 
 	b    []byte
 	some bool // there is something to tell
 }
+
+// snapshots are lists of a user's rooms, to be filled again.
+var snapshots = sync.Pool{New: func() any { return &[]hub.RoomState{} }}
 
 // make makes an answer from where the client is; the connection is not changed.
 func (s *Sync) make(ctx context.Context, q *request, cn *conn, replaced chan struct{}) (*work, error) {
@@ -184,7 +188,13 @@ func (s *Sync) make(ctx context.Context, q *request, cn *conn, replaced chan str
 		return &work{some: true, b: []byte(`{"pos":"`), base: cn.base}, nil // nobody listens any more
 	}
 	w := &work{s: s, q: q, c: cn, ctx: ctx, eph: s.Hub.Ephemeral(), base: cn.base}
+	spare := snapshots.Get().(*[]hub.RoomState)
+	w.snap.Rooms = *spare
 	s.Hub.Snapshot(q.user, -1, -1, &w.snap)
+	defer func() {
+		*spare, w.snap.Rooms, w.entries, w.wanted = w.snap.Rooms, nil, nil, nil
+		snapshots.Put(spare)
+	}()
 	w.to = w.snap.Head
 	if err := s.either(ctx, w.survey); err != nil {
 		return nil, err
