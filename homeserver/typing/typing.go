@@ -135,9 +135,6 @@ func (t *Typing) Since(id matrix.RoomID, seq int64) []byte {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	if r := t.active[id]; r != nil && r.seq > seq {
-		if seq == 0 && len(r.until) == 0 {
-			return nil // nothing to tell a client that begins
-		}
 		return r.content
 	}
 	return nil

@@ -53,8 +53,8 @@ func TestTyping(t *testing.T) {
 	if got := string(ty.Since(room, seq)); got != `{"user_ids":[]}` {
 		t.Errorf("after the message %s", got)
 	}
-	if got := ty.Since(room, 0); got != nil {
-		t.Errorf("a first sync gets an empty list: %s", got)
+	if got := string(ty.Since(room, 0)); got != `{"user_ids":[]}` {
+		t.Errorf("a first sync gets %s", got)
 	}
 	w.Want(alice, "PUT", path(alice), `{"typing":true}`, 200, "")
 	w.Want(alice, "PUT", path(alice), `{"typing":false}`, 200, "")
