@@ -628,3 +628,38 @@ func BenchmarkSlidingWake(b *testing.B) {
 		})
 	}
 }
+
+func TestSlidingFederation(t *testing.T) {
+	t.Parallel()
+	a, b := hstest.Pair(t)
+	alice, bob := a.User("alice"), b.User("bob")
+	c := slide(t, bob, allRooms(10, 9, []string{"*", "*"}, []string{"m.room.member", "$LAZY"}))
+	c.body["extensions"] = obj{"e2ee": obj{"enabled": true}}
+	c.next(0)
+	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "private_chat", Name: "far away", Invite: []id.UserID{bob.UserID}})
+	if r := c.until(at(room)); r.Get("membership").Str != "invite" || r.Get(`invite_state.#(type=="m.room.name").content.name`).Str != "far away" {
+		t.Errorf("invited from afar: %s", r.Raw)
+	}
+	join(bob, room, a)
+	var r, lists gjson.Result
+	for end := time.Now().Add(10 * time.Second); (r.Get("membership").Str != "join" || !lists.Exists()) && time.Now().Before(end); {
+		answer := c.next(1000)
+		if next := answer.Get(at(room)); next.Exists() {
+			r = next
+		}
+		if l := answer.Get("extensions.e2ee.device_lists.changed"); l.Exists() {
+			lists = l
+		}
+	}
+	if r.Get("name").Str != "far away" || r.Get("joined_count").Int() != 2 || r.Get("bump_stamp").Int() <= 0 || !slices.Contains(keysOf(r.Get("required_state")), "m.room.create|") {
+		t.Errorf("joined afar: %s", r.Raw)
+	}
+	if !strings.Contains(lists.Raw, string(alice.UserID)) {
+		t.Errorf("whose keys to read: %s", lists.Raw)
+	}
+	alice.Say(room, "welcome")
+	if r := c.until(at(room)); !slices.Equal(bodies(r.Get("timeline")), []string{"welcome"}) ||
+		!slices.Contains(keysOf(r.Get("required_state")), "m.room.member|"+string(alice.UserID)) {
+		t.Errorf("from afar: %s", r.Raw)
+	}
+}

@@ -183,6 +183,9 @@ func (w *work) bumpStamp(tx *sqldb.Tx, e *entry) (stream.Pos, error) {
 	fresh.bumpAt = w.to
 	list, complete := w.s.Hub.Recent(e.id, f.bumpAt, w.to)
 	if complete {
+		if fresh.bump == 0 && len(list) > 0 {
+			fresh.bump = list[0].Pos // a room that came from elsewhere begins with the joining
+		}
 		for _, ev := range list {
 			if bumps(ev) {
 				fresh.bump = ev.Pos

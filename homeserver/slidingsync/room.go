@@ -115,7 +115,7 @@ func (w *work) remember(e *entry, p *piece, dm bool) {
 	}
 }
 
-// shows reports whether the reader is to get an event.
+// sees reports whether the reader is to get an event.
 func (w *work) sees(p *piece, e *events.Event) bool {
 	if e.Hidden() || e.StateKey == nil && w.q.ignored.Has(e.Sender) {
 		return false

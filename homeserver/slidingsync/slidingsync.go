@@ -123,8 +123,7 @@ func (s *Sync) poll(c *httpapi.Call, q *request, cn *conn, replaced chan struct{
 		case <-c.Draining():
 		case <-replaced: // the client has asked again and does not listen any more
 		case <-cn.ended:
-		case <-c.Ctx().Done():
-			return nil, c.Ctx().Err()
+		case <-c.Ctx().Done(): // as clients do when their window has changed
 		}
 		return cn.issue(w, replaced), nil
 	}
