@@ -445,6 +445,37 @@ func TestSlidingRestart(t *testing.T) {
 	}
 }
 
+// A device has so many connections; the one that was used least lately goes.
+func TestSlidingConnections(t *testing.T) {
+	t.Parallel()
+	s := hstest.New(t)
+	alice := s.User("alice")
+	alice.Room(nil)
+	var list []*slider
+	for i := range 10 {
+		c := slide(t, alice, allRooms(1, 9))
+		c.body["conn_id"] = fmt.Sprint(i)
+		c.next(0)
+		list = append(list, c)
+	}
+	list[0].next(0)
+	more := slide(t, alice, allRooms(1, 9))
+	more.next(0)
+	alice.Refused(400, "M_UNKNOWN_POS", "POST", list[1].path(0), list[1].body)
+	list[0].next(0)
+	list[2].next(0)
+	// Another connection's place is no place of this one, and another device has its own.
+	list[2].body["conn_id"] = "3"
+	alice.Refused(400, "M_UNKNOWN_POS", "POST", list[2].path(0), list[2].body)
+	other := slide(t, alice.Login("OTHER"), allRooms(1, 9))
+	other.pos = more.pos
+	other.u.Refused(400, "M_UNKNOWN_POS", "POST", other.path(0), other.body)
+	other.pos = ""
+	if r := other.next(0); len(names(r)) != 1 {
+		t.Errorf("the other device: %s", r.Raw)
+	}
+}
+
 func TestSlidingAccepted(t *testing.T) {
 	t.Parallel()
 	s := hstest.New(t)
