@@ -190,8 +190,7 @@ func (s *Sync) get(c *httpapi.Call) (any, error) {
 		case <-timer.C:
 		case <-replaced:
 		case <-c.Draining():
-		case <-c.Ctx().Done():
-			return nil, c.Ctx().Err()
+		case <-c.Ctx().Done(): // the client is gone
 		}
 		break
 	}

@@ -160,17 +160,13 @@ func TestSyncQueries(t *testing.T) {
 		c.sync(t, i, 0)
 	}
 	c.settle(t)
-	// What the server does now and then by itself may fall into one round, but not into each.
-	idle := uint64(math.MaxUint64)
-	for round := 0; round < 3 && idle > 0; round++ {
-		before := c.s.DB().Statements()
+	idle := c.fewest(func() {
 		for range 5 {
 			for i := range c.users {
 				c.sync(t, i, 0)
 			}
 		}
-		idle = min(idle, c.s.DB().Statements()-before)
-	}
+	})
 	if idle != 0 {
 		t.Errorf("%d idle syncs ran %d statements", 5*len(c.users), idle)
 	}
@@ -185,6 +181,18 @@ func TestSyncQueries(t *testing.T) {
 	if n := c.s.DB().Statements() - before; n > 12 {
 		t.Errorf("%d clients hearing of one message ran %d statements", len(c.users), n)
 	}
+}
+
+// fewest is how many statements fn ran in the best of three rounds: what the
+// server does now and then by itself may fall into one, but not into each.
+func (c *crowd) fewest(fn func()) uint64 {
+	best := uint64(math.MaxUint64)
+	for round := 0; round < 3 && best > 0; round++ {
+		before := c.s.DB().Statements()
+		fn()
+		best = min(best, c.s.DB().Statements()-before)
+	}
+	return best
 }
 
 // BenchmarkSyncWake is what one client costs that is told of one message, the
