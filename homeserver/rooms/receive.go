@@ -176,12 +176,17 @@ func (r *Rooms) missing(ctx context.Context, ids []matrix.EventID) ([]matrix.Eve
 // allowedBy authorises an event against the events that it names itself; nil if
 // it is allowed.
 func allowedBy(ev *events.Event, auth []*events.Event) error {
+	return allowedByParsed(ev, auth, (*events.Event).PDU)
+}
+
+// allowedByParsed is allowedBy with a way of its own to parse events.
+func allowedByParsed(ev *events.Event, auth []*events.Event, parse func(*events.Event) (gomatrixserverlib.PDU, error)) error {
 	pdus := make([]gomatrixserverlib.PDU, 0, len(auth))
 	for _, a := range auth {
 		if a.Rejected() {
 			return matrix.Forbidden("%s is authorised by the rejected event %s", ev.ID, a.ID)
 		}
-		p, err := a.PDU()
+		p, err := parse(a)
 		if err != nil {
 			return err
 		}
@@ -191,7 +196,7 @@ func allowedBy(ev *events.Event, auth []*events.Event) error {
 	if err != nil {
 		return matrix.Forbidden("auth_events: %s", err)
 	}
-	pdu, err := ev.PDU()
+	pdu, err := parse(ev)
 	if err != nil {
 		return err
 	}
@@ -302,6 +307,9 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 		if soft := r.authorise(ctx, rm, ev); soft != nil {
 			ev.Flags |= events.FlagSoftFailed
 			return nil
+		}
+		if foreign == nil && ev.StateKey == nil && len(prev) == 1 && slices.Contains(rm.tips, prev[0]) {
+			return nil // the tip that it follows had this very state
 		}
 		b.sets, err = r.between(ctx, tx, rm, head, ev, before, tips[1:])
 		return err

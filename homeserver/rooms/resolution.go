@@ -25,13 +25,14 @@ type resolver struct {
 	known   map[matrix.EventID]*events.Event // the conflicted events and all that authorise them
 	full    map[matrix.EventID]*events.Event // the full conflicted set
 	levels  map[matrix.EventID]*levels       // of power level events, parsed
+	pdus    map[matrix.EventID]gomatrixserverlib.PDU
 	result  map[state.Key]*events.Event
 }
 
 func newResolver(version gomatrixserverlib.RoomVersion, newer bool, a *agreed, chain map[matrix.EventID]*events.Event) *resolver {
 	return &resolver{
 		version: version, newer: newer, agreed: a, known: chain,
-		levels: map[matrix.EventID]*levels{}, result: map[state.Key]*events.Event{},
+		levels: map[matrix.EventID]*levels{}, pdus: map[matrix.EventID]gomatrixserverlib.PDU{}, result: map[state.Key]*events.Event{},
 	}
 }
 
@@ -334,6 +335,18 @@ func (r *resolver) byMainline(list []*events.Event) error {
 	return nil
 }
 
+// pdu parses an event once.
+func (r *resolver) pdu(e *events.Event) (gomatrixserverlib.PDU, error) {
+	if p := r.pdus[e.ID]; p != nil {
+		return p, nil
+	}
+	p, err := e.PDU()
+	if err == nil {
+		r.pdus[e.ID] = p
+	}
+	return p, err
+}
+
 // apply is the iterative auth checks: each event is judged by the state so far, and where that has no entry, by the
 // event's own auth events.
 func (r *resolver) apply(list []*events.Event) error {
@@ -341,7 +354,7 @@ func (r *resolver) apply(list []*events.Event) error {
 		if e.StateKey == nil || e.Rejected() {
 			continue
 		}
-		pdu, err := e.PDU()
+		pdu, err := r.pdu(e)
 		if err != nil {
 			return err
 		}
@@ -363,7 +376,7 @@ func (r *resolver) apply(list []*events.Event) error {
 				}
 			}
 		}
-		switch err := allowedBy(e, auth); {
+		switch err := allowedByParsed(e, auth, r.pdu); {
 		case err == nil:
 			r.result[keyOf(e)] = e
 		case !matrix.IsCode(err, "M_FORBIDDEN"):
