@@ -358,6 +358,9 @@ func TestThreeServers(t *testing.T) {
 	room := alice.Room(nil)
 	join(bob, room, a)
 	join(carol, room, b) // through one that did not create it
+	// Who speaks before he has heard of the third speaks to two: that is told
+	// elsewhere.
+	a.Eventually("the founder hears of the third", func() bool { return membership(alice, room, carol.UserID) == "join" })
 	for _, u := range []*hstest.User{alice, bob, carol} {
 		u.Say(room, "here is "+u.UserID.Localpart())
 	}
