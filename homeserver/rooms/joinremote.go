@@ -278,7 +278,7 @@ func (r *Rooms) inviteRemote(ctx context.Context, c MemberChange) error {
 	if err != nil {
 		return err
 	}
-	rm, err := r.locked(ctx, c.Room)
+	rm, err := r.settled(ctx, c.Room)
 	if err != nil {
 		return err
 	}

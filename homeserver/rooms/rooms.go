@@ -218,6 +218,23 @@ func (r *Rooms) drop(rm *room) {
 	}
 }
 
+// settled is locked with nothing on its way into the log: what other servers
+// are told to build on must be there.
+func (r *Rooms) settled(ctx context.Context, id matrix.RoomID) (*room, error) {
+	rm, err := r.locked(ctx, id)
+	if err != nil || rm.flying == 0 {
+		return rm, err
+	}
+	if _, err := rm.last.Wait(); err != nil {
+		rm.loaded = false
+		if err := r.load(ctx, rm); err != nil {
+			rm.mu.Unlock()
+			return nil, err
+		}
+	}
+	return rm, nil
+}
+
 // load fills rm, which the caller has locked.
 func (r *Rooms) load(ctx context.Context, rm *room) error {
 	if rm.loaded {

@@ -22,7 +22,7 @@ func (r *Rooms) template(ctx context.Context, id matrix.RoomID, user matrix.User
 	if !r.participates(id) {
 		return RemoteTemplate{}, matrix.NotFound("this server is not in %s", id)
 	}
-	rm, err := r.locked(ctx, id)
+	rm, err := r.settled(ctx, id)
 	if err != nil {
 		return RemoteTemplate{}, err
 	}
