@@ -173,7 +173,12 @@ func takeLock(ctx context.Context, guard *sql.Conn) error {
 	}
 }
 
-func (postgres) setup(bool) []string       { return nil }
+// setup: statements are prepared once, often while the tables are still small;
+// a plan that walks a small table whole would be kept when it is large.
+func (postgres) setup(bool) []string {
+	return []string{"SET enable_seqscan = off"}
+}
+
 func (postgres) singleWriter() bool        { return false }
 func (postgres) beginRead() string         { return "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" }
 func (postgres) beginWrite() string        { return "BEGIN" }

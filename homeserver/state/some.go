@@ -10,7 +10,7 @@ const (
 	qTypesAt = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = ANY($2) AND from_pos <= $3 AND to_pos > $3`
 	qKeysAt  = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND state_key = ANY($3) AND from_pos <= $4 AND to_pos > $4`
 	qButAt   = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type <> $2 AND from_pos <= $3 AND to_pos > $3`
-	qEnded   = `SELECT DISTINCT type, state_key FROM room_state WHERE room_id = $1 AND from_pos <= $2 AND to_pos > $2 AND to_pos <= $3`
+	qEnded   = `SELECT DISTINCT type, state_key FROM room_state WHERE room_id = $1 AND from_pos <= $2 AND to_pos > $2 AND to_pos <= $3 AND to_pos < 9223372036854775807`
 )
 
 // TypesAt is all entries of some types right after pos.
