@@ -111,7 +111,13 @@ func (p *Push) hear(changes []stream.Change) {
 			p.tailsMu.RLock()
 			t := p.tails[x.Room]
 			p.tailsMu.RUnlock()
-			if t != nil {
+			switch {
+			case t == nil:
+			case x.Resolved != nil: // levels and members may be others now: read anew when asked for
+				p.tailsMu.Lock()
+				delete(p.tails, x.Room)
+				p.tailsMu.Unlock()
+			default:
 				t.hear(p, x)
 			}
 		case *RulesChange:
