@@ -182,9 +182,11 @@ func (r *Reader) Complete(ctx context.Context, tx *sqldb.Tx, list []*events.Even
 }
 
 func (r *Reader) append(b []byte, e *events.Event) []byte {
-	return e.AppendClient(b, events.ClientFormat{
-		User: r.a.user, Device: r.a.device, Now: r.now, Relations: r.bundles[e.ID],
-	})
+	f := events.ClientFormat{User: r.a.user, Device: r.a.device, Now: r.now, Relations: r.bundles[e.ID]}
+	if r.sight != nil && e.Pos != 0 { // of what is known as part of a state only nobody can say when it was
+		f.ReaderMembership = r.sight.Membership(e.Pos)
+	}
+	return e.AppendClient(b, f)
 }
 
 // AppendList writes a JSON array of events.
