@@ -32,8 +32,9 @@ run: build ## build and start everything with a demo company, data in ./data
 
 test: ## the whole suite on SQLite, then what uses a database on PostgreSQL
 	@test/pg/with-postgres true
-	$(MAKE) --no-print-directory test-sqlite
-	$(MAKE) --no-print-directory test-postgres
+	@test/clients/tools
+	CARILLON_TEST_CLIENTS=1 $(MAKE) --no-print-directory test-sqlite
+	CARILLON_TEST_CLIENTS=1 $(MAKE) --no-print-directory test-postgres
 
 test-sqlite: ## the whole suite on SQLite
 	CARILLON_TEST_POSTGRES= $(GO) test -tags $(TAGS) -timeout 10m ./...
