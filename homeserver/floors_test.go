@@ -21,12 +21,12 @@ var floors = []struct {
 	floor int
 	pkgs  []string
 }{
-	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi", "httpapi/httpapitest"}},
+	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi", "httpapi/httpapitest", "pages", "mail", "mail/mailtest"}},
 	{1, []string{"serverkeys", "fedclient"}},
 	{2, []string{"accounts", "devices", "e2ee", "accountdata"}},
-	{3, []string{"events", "state", "hub", "rooms", "partstest"}},
+	{3, []string{"events", "state", "hub", "sticky", "rooms", "partstest"}},
 	{4, []string{
-		"history", "profiles", "receipts", "typing", "presence", "push", "relations",
+		"history", "profiles", "receipts", "typing", "presence", "subscriptions", "push", "relations",
 		"search", "directory", "spaces", "media", "previews", "moderation",
 	}},
 	{5, []string{"clientsync", "slidingsync", "federation", "applications"}},
@@ -49,9 +49,11 @@ var onlyIn = []struct {
 		"homeserver/federation", "homeserver/fedclient", "homeserver/serverkeys",
 	}},
 	{"maunium.net/go/mautrix/", []string{"appservice/", "bridges/", "homeserver/hstest"}},
+	{"github.com/wneessen/go-mail", []string{"homeserver/mail"}},
 	{"github.com/alecthomas/kong", []string{"cmd/"}},
 	{"github.com/schollz/progressbar/v3", []string{"cmd/"}},
 	{module + "config", []string{"cmd/", "homeserver", "appservice"}},
+	{module + "homeserver/mail/mailtest", nil},
 	{module + "homeserver/hstest", nil},
 	{module + "homeserver/partstest", nil},
 	{module + "homeserver/httpapi/httpapitest", []string{"homeserver/partstest", "homeserver/hstest"}},
