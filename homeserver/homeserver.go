@@ -50,6 +50,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/spaces"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/carillon-chat/carillon/homeserver/subscriptions"
 	"github.com/carillon-chat/carillon/homeserver/typing"
 )
 
@@ -291,6 +292,10 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	followed, err := subscriptions.New(ctx, db, l, places)
+	if err != nil {
+		return err
+	}
 	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{AllowInsecure: o.InsecurePush, Data: data, Now: o.Now})
 	if err != nil {
 		return err
@@ -366,6 +371,9 @@ func (s *Server) build(ctx context.Context) error {
 			if err := keys.DeleteUser(tx, u); err != nil {
 				return err
 			}
+			if err := followed.DeleteUser(tx, u); err != nil {
+				return err
+			}
 			return data.DeleteUser(tx, u)
 		})
 	})
@@ -385,7 +393,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn).Routes(), hist.Routes(), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn, followed).Routes(), hist.Routes(), followed.Routes(hist), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
 	}

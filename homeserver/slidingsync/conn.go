@@ -40,13 +40,14 @@ type (
 
 // place is where a client is: what it has been told.
 type place struct {
-	n      int64            // of the answer that brought it there
-	token  clientsync.Token // zero at the beginning
-	keys   stream.Pos       // device lists are told up to here
-	data   stream.Pos       // global account data are told up to here; 0: not at all
-	counts map[string]int   // of the lists
-	otk    string           // what was told of the device's keys
-	sent   map[matrix.RoomID]*sent
+	n       int64            // of the answer that brought it there
+	token   clientsync.Token // zero at the beginning
+	keys    stream.Pos       // device lists are told up to here
+	data    stream.Pos       // global account data are told up to here; 0: not at all
+	threads stream.Pos       // thread subscriptions are told up to here; 0: not at all
+	counts  map[string]int   // of the lists
+	otk     string           // what was told of the device's keys
+	sent    map[matrix.RoomID]*sent
 }
 
 // sent is what a client has been told of a room. It does not change but for met.
@@ -155,7 +156,7 @@ func (s *Sync) enter(q *request) (*conn, chan struct{}, error) {
 	// Without rooms the place in the log is all there is to know.
 	c := s.conns.open(key)
 	c.active = replaced
-	c.base = place{token: token, keys: token.Pos, data: token.Pos}
+	c.base = place{token: token, keys: token.Pos, data: token.Pos, threads: token.Pos}
 	return c, replaced, nil
 }
 

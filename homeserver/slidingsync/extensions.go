@@ -10,6 +10,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/receipts"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/carillon-chat/carillon/homeserver/subscriptions"
 )
 
 // concerns reports whether an extension is wanted for a room: one of its lists, or
@@ -39,7 +40,7 @@ func (e *entry) receiptsFrom() stream.Pos {
 
 // extensions writes what is not of rooms.
 func (w *work) extensions(tx *sqldb.Tx) error {
-	for _, fn := range []func(*sqldb.Tx) error{w.toDevice, w.encryption, w.accountData, w.readReceipts, w.typing} {
+	for _, fn := range []func(*sqldb.Tx) error{w.toDevice, w.encryption, w.accountData, w.readReceipts, w.typing, w.threadSubscriptions} {
 		mark := len(w.b)
 		if w.b[mark-1] != '{' {
 			w.b = append(w.b, ',')
@@ -320,5 +321,39 @@ func (w *work) typing(*sqldb.Tx) error {
 		w.edit(e).typing = w.eph
 	}
 	w.end(open, told)
+	return nil
+}
+
+// threadSubscriptions tells which threads the user follows and no longer follows;
+// those that do not fit are read from the endpoint for it.
+//
+// Spec: MSC4308
+func (w *work) threadSubscriptions(tx *sqldb.Tx) error {
+	x := w.q.ext.threads
+	if x == nil {
+		return nil
+	}
+	since := w.base.threads
+	w.out.threads = w.to
+	if since > 0 && !w.changed(stream.KindThreadSubscription, since) {
+		return nil
+	}
+	if tx == nil {
+		return errNeedsDB
+	}
+	p, err := w.s.threads.Page(tx, w.q.user, since, w.to, x.limit)
+	if err != nil || len(p.Subscribed)+len(p.Unsubscribed) == 0 {
+		return err
+	}
+	b, err := json.Marshal(struct {
+		subscriptions.Page
+		More string `json:"prev_batch,omitempty"`
+	}{p, p.More})
+	if err != nil {
+		return err
+	}
+	w.some = true
+	w.b = append(matrix.AppendJSONString(w.b, x.name), ':')
+	w.b = append(w.b, b...)
 	return nil
 }

@@ -26,6 +26,8 @@ const (
 	maxName = 255
 	// maxToDevice is how many to-device messages go into one answer.
 	maxToDevice = 100
+	// maxThreads is how many thread subscriptions go into one answer.
+	maxThreads = 100
 )
 
 // request is one call.
@@ -105,6 +107,8 @@ type (
 			AccountData *extBody `json:"account_data"`
 			Receipts    *extBody `json:"receipts"`
 			Typing      *extBody `json:"typing"`
+			Threads     *extBody `json:"thread_subscriptions"`
+			ThreadsName *extBody `json:"io.element.msc4308.thread_subscriptions"`
 		} `json:"extensions"`
 	}
 )
@@ -114,6 +118,13 @@ type extensions struct {
 	toDevice                      *toDevice
 	e2ee                          bool
 	accountData, receipts, typing *extBody
+	threads                       *threadSubscriptions
+}
+
+// threadSubscriptions is that extension, under the name that the client uses.
+type threadSubscriptions struct {
+	name  string
+	limit int
 }
 
 type toDevice struct {
@@ -217,13 +228,23 @@ func (q *request) parseExtensions(b *body, head stream.Pos) error {
 	}
 	x := &b.Ext
 	q.ext = extensions{e2ee: on(x.E2EE) != nil, accountData: on(x.AccountData), receipts: on(x.Receipts), typing: on(x.Typing)}
+	var err error
+	for _, t := range []struct {
+		name string
+		e    *extBody
+	}{{"thread_subscriptions", on(x.Threads)}, {"io.element.msc4308.thread_subscriptions", on(x.ThreadsName)}} {
+		if t.e == nil {
+			continue
+		}
+		q.ext.threads = &threadSubscriptions{name: t.name}
+		if q.ext.threads.limit, err = t.e.limit(maxThreads); err != nil {
+			return err
+		}
+	}
 	if e := on(x.ToDevice); e != nil {
-		t := &toDevice{limit: maxToDevice}
-		if e.Limit != nil {
-			if *e.Limit < 1 {
-				return matrix.InvalidParam("limit must be positive")
-			}
-			t.limit = min(*e.Limit, maxToDevice)
+		t := &toDevice{}
+		if t.limit, err = e.limit(maxToDevice); err != nil {
+			return err
 		}
 		if e.Since != "" {
 			token, err := clientsync.ParseToken(e.Since)
@@ -235,6 +256,17 @@ func (q *request) parseExtensions(b *body, head stream.Pos) error {
 		q.ext.toDevice = t
 	}
 	return nil
+}
+
+// limit is how many things a client wants at once, at most most.
+func (e *extBody) limit(most int) (int, error) {
+	if e.Limit == nil {
+		return most, nil
+	}
+	if *e.Limit < 1 {
+		return 0, matrix.InvalidParam("limit must be positive")
+	}
+	return min(*e.Limit, most), nil
 }
 
 // pattern matches state; an empty pointer matches everything.

@@ -11,7 +11,7 @@
 //
 // Spec: MSC4186 (simplified sliding sync), with the extensions of MSC3884
 // (encryption), MSC3885 (to-device messages), MSC3959 (account data), MSC3960
-// (receipts) and MSC3961 (typing). The unstable path speaks the form that
+// (receipts), MSC3961 (typing) and MSC4308 (thread subscriptions). The unstable path speaks the form that
 // clients use today, /v4/sync that of the proposal as accepted.
 //
 // Invariants: the waiter is registered before anything is read; what was sent
@@ -31,22 +31,24 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/carillon-chat/carillon/homeserver/subscriptions"
 )
 
 // Sync answers sliding sync.
 type Sync struct {
 	*parts
-	conns connections
-	faces faces
+	threads *subscriptions.Subscriptions
+	conns   connections
+	faces   faces
 }
 
 // parts are those of clientsync, with what it reads in common.
 type parts = clientsync.Sync
 
 // New makes it beside the older /sync, whose parts it uses.
-func New(c *clientsync.Sync) *Sync {
+func New(c *clientsync.Sync, threads *subscriptions.Subscriptions) *Sync {
 	return &Sync{
-		parts: c, faces: faces{m: map[faceKey]*face{}},
+		parts: c, threads: threads, faces: faces{m: map[faceKey]*face{}},
 		conns: connections{byKey: map[connKey]*conn{}, devices: map[seat]int{}, now: c.Now},
 	}
 }
@@ -210,7 +212,7 @@ func (s *Sync) make(ctx context.Context, q *request, cn *conn, replaced chan str
 // write makes the body, but for its pos, which comes when it is sent.
 func (w *work) write(tx *sqldb.Tx) error {
 	w.out = place{
-		token: clientsync.Token{Pos: w.to, Eph: w.eph}, keys: w.base.keys, data: w.base.data,
+		token: clientsync.Token{Pos: w.to, Eph: w.eph}, keys: w.base.keys, data: w.base.data, threads: w.base.threads,
 		sent: map[matrix.RoomID]*sent{},
 	}
 	w.some = false

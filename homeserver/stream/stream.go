@@ -48,6 +48,7 @@ const (
 	KindTyping
 	KindKeyCounts
 	KindUnread
+	KindThreadSubscription
 	kinds // number of kinds + 1
 )
 
