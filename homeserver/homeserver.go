@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -415,6 +416,10 @@ func (s *Server) build(ctx context.Context) error {
 // Handler serves clients, and other servers where they have no listener of
 // their own.
 func (s *Server) Handler() http.Handler { return s.api }
+
+// Listener wraps the listener that Handler is served on, so that clients which
+// wait cost less.
+func (s *Server) Listener(l net.Listener) *httpapi.Listener { return s.api.Listener(l) }
 
 // FederationHandler serves other servers only.
 func (s *Server) FederationHandler() http.Handler {

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	log "github.com/sirupsen/logrus"
+
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
 )
 
 // Times of a shutdown; together they stay under the ten seconds that service
@@ -26,6 +28,7 @@ type listener struct {
 	name string
 	ln   net.Listener
 	srv  *http.Server
+	park func(net.Listener) *httpapi.Listener // of the port where clients wait
 }
 
 // listen opens a port at once, so that a port in use is known before anything is started.
@@ -60,8 +63,13 @@ func (l *listener) serve(h http.Handler, failed func(error)) {
 	}
 	l.srv.ErrorLog = newHTTPLog(l.name)
 	log.WithFields(log.Fields{"for": l.name, "address": l.ln.Addr().String()}).Info("listening")
+	ln := l.ln
+	if l.park != nil {
+		parking := l.park(ln)
+		ln, l.srv.ConnContext = parking, parking.ConnContext
+	}
 	go func() {
-		if err := l.srv.Serve(l.ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := l.srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			failed(fmt.Errorf("serving %s: %w", l.name, err))
 		}
 	}()

@@ -202,6 +202,7 @@ func (o *ports) openSockets(cfg *config.Config, p parts) (err error) {
 
 func (o *ports) serve(s *stack, fail func(error)) {
 	if o.client != nil {
+		o.client.park = s.hs.Listener
 		o.client.serve(s.clientHandler(), fail)
 	}
 	if o.federation != nil {

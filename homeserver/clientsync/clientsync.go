@@ -1,6 +1,6 @@
 // Package clientsync answers GET /sync: what happened for a user since a token.
 //
-// A waiting client costs a goroutine and a channel. When it is woken, the hub
+// A waiting client costs a parked connection (see httpapi.Held). When it is woken, the hub
 // says which of its rooms have changed; the newest events of a room are at hand
 // in memory, and their encoding is shared by all clients that are equally far
 // and use the same filter. Only what is not at hand is read from the database,
@@ -17,11 +17,11 @@ package clientsync
 import (
 	"context"
 	"encoding/json"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
@@ -79,7 +79,7 @@ type Sync struct {
 	shared sharedCache
 
 	mu      sync.Mutex
-	waiting map[seat][]chan struct{} // syncs under way, the oldest first
+	waiting map[seat][]*wait // syncs under way, the oldest first
 }
 
 // New makes it of its parts.
@@ -87,13 +87,13 @@ func New(p Parts) *Sync {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
-	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}, waiting: map[seat][]chan struct{}{}}
+	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}, waiting: map[seat][]*wait{}}
 }
 
 // Routes is GET /sync.
 func (s *Sync) Routes() []httpapi.Route {
 	return []httpapi.Route{{
-		Method: "GET", Path: "/_matrix/client/v3/sync", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: s.get,
+		Method: "GET", Path: "/_matrix/client/v3/sync", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Holds: true, Handler: s.get,
 	}}
 }
 
@@ -155,57 +155,64 @@ func (s *Sync) get(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Presence.Enabled() {
-		done := s.Presence.Connect(q.user, c.Query("set_presence"))
-		defer done()
-	}
 	if !q.initial && q.device != "" {
 		if err := s.Keys.AckToDevice(c.Ctx(), q.user, q.device, q.since.ToDevice); err != nil {
 			return nil, err
 		}
 	}
-	done, replaced := s.enter(q)
-	defer done()
-	w := s.Hub.Wait(q.user)
-	defer w.Close()
-	var timer *time.Timer
-	for {
-		body, some, err := s.answer(c.Ctx(), q)
-		if err != nil {
-			return nil, err
-		}
-		if some || q.initial || q.full {
-			return write(c, body)
-		}
-		if q.timeout == 0 {
-			break
-		}
-		if timer == nil {
-			timer = time.NewTimer(q.timeout)
-			defer timer.Stop()
-		}
-		select {
-		case <-w.C:
-			continue
-		case <-timer.C:
-		case <-replaced:
-		case <-c.Draining():
-		case <-c.Ctx().Done(): // the client is gone
-		}
-		break
-	}
-	return write(c, s.empty(q))
+	return httpapi.Held{Wait: &wait{s: s, q: q, presence: c.Query("set_presence")}, Timeout: q.timeout}, nil
 }
 
-// write sends the body in one piece.
-func write(c *httpapi.Call, body []byte) (any, error) {
-	h := c.W.Header()
-	h.Set("Content-Type", "application/json")
-	h.Set("Content-Length", strconv.Itoa(len(body)))
-	c.W.WriteHeader(http.StatusOK)
-	_, _ = c.W.Write(body) // the client may be gone; it will ask again
-	bodies.Put(&body)
-	return httpapi.Done, nil
+// wait is a client that waits.
+type wait struct {
+	s        *Sync
+	q        *request
+	presence string
+
+	waiter   *hub.Waiter
+	wake     func()
+	replaced atomic.Bool // a newer sync of the device took its place
+	offline  func()
+	body     []byte
+}
+
+// Begin implements httpapi.Wait.
+func (w *wait) Begin(wake func()) {
+	s := w.s
+	w.wake = wake
+	if s.Presence.Enabled() {
+		w.offline = s.Presence.Connect(w.q.user, w.presence)
+	}
+	s.enter(w)
+	w.waiter = s.Hub.Notify(w.q.user, wake)
+}
+
+// Answer implements httpapi.Wait.
+func (w *wait) Answer(ctx context.Context, last bool) (any, error) {
+	body, some, err := w.s.answer(ctx, w.q)
+	switch {
+	case err != nil:
+		return nil, err
+	case some || w.q.initial || w.q.full:
+		w.body = body
+	case last || w.replaced.Load():
+		w.body = w.s.empty(w.q)
+	default:
+		return nil, nil //nolint:nilnil // nothing to say yet
+	}
+	return httpapi.Raw(w.body), nil
+}
+
+// End implements httpapi.Wait.
+func (w *wait) End() {
+	w.waiter.Close()
+	w.s.leave(w)
+	if w.offline != nil {
+		w.offline()
+	}
+	if body := w.body; body != nil {
+		bodies.Put(&body)
+	}
 }
 
 func (s *Sync) parse(c *httpapi.Call) (*request, error) {
@@ -257,23 +264,30 @@ type seat struct {
 }
 
 // enter bounds the waiting syncs of a device.
-func (s *Sync) enter(q *request) (done func(), replaced chan struct{}) {
-	key, replaced := seat{q.user, q.device}, make(chan struct{})
+func (s *Sync) enter(w *wait) {
+	key := seat{w.q.user, w.q.device}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	list := append(s.waiting[key], replaced)
+	list := append(s.waiting[key], w)
+	var oldest *wait
 	if len(list) > maxWaiting {
-		close(list[0])
-		list = list[1:]
+		oldest, list = list[0], list[1:]
 	}
 	s.waiting[key] = list
-	return func() { s.leave(key, replaced) }, replaced
+	s.mu.Unlock()
+	if oldest != nil {
+		oldest.replaced.Store(true)
+		oldest.wake()
+	}
 }
 
-func (s *Sync) leave(key seat, replaced chan struct{}) {
+func (s *Sync) leave(w *wait) {
+	key := seat{w.q.user, w.q.device}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := slices.DeleteFunc(s.waiting[key], func(c chan struct{}) bool { return c == replaced })
+	list := s.waiting[key]
+	if i := slices.Index(list, w); i >= 0 {
+		list = slices.Delete(list, i, i+1)
+	}
 	if len(list) == 0 {
 		delete(s.waiting, key)
 		return

@@ -93,8 +93,9 @@ func (s *Server) Start() {
 		s.T.Fatal(err)
 	}
 	s.URL = "http://" + s.web.Addr().String()
-	web := &http.Server{Handler: hs.Handler()}
-	go web.Serve(s.web)
+	l := hs.Listener(s.web)
+	web := &http.Server{Handler: hs.Handler(), ConnContext: l.ConnContext}
+	go web.Serve(l)
 	if s.fed != nil {
 		s.Heal()
 	}

@@ -32,6 +32,7 @@ type Call struct {
 	query  url.Values
 	body   []byte
 	isRead bool
+	parked bool // the connection was taken over; see parked.go
 	serial uint64
 	start  time.Time
 }
@@ -87,10 +88,27 @@ func (c *Call) Values() url.Values {
 
 // Query is the first value of a query parameter, or "".
 func (c *Call) Query(name string) string {
-	if c.R.URL.RawQuery == "" {
-		return ""
+	if c.query != nil {
+		return c.query.Get(name)
 	}
-	return c.Values().Get(name)
+	// Most requests have few parameters and plain ones: no need to make a map of them.
+	rest := c.R.URL.RawQuery
+	for rest != "" {
+		var pair string
+		pair, rest, _ = strings.Cut(rest, "&")
+		key, value, _ := strings.Cut(pair, "=")
+		if strings.ContainsAny(key, "%+;") || strings.IndexByte(value, ';') >= 0 {
+			return c.Values().Get(name)
+		}
+		if key != name {
+			continue
+		}
+		if strings.ContainsAny(value, "%+") {
+			return c.Values().Get(name)
+		}
+		return value
+	}
+	return ""
 }
 
 // QueryInt is a whole number of the query: def when absent, M_INVALID_PARAM when it is no number or below minV,

@@ -65,7 +65,7 @@ const (
 )
 
 // Handler answers one call. The value is written as JSON with status 200: nil as {}, Raw as it is, Status with
-// its own code; Done means the handler wrote the answer itself.
+// its own code; Held an answer that is not there yet; Done means the handler wrote the answer itself.
 type Handler func(c *Call) (any, error)
 
 // Route is one endpoint. Path has variables in braces; see API.Add for the forms it may take.
@@ -77,6 +77,7 @@ type Route struct {
 	RateLimit      bool  // counts against the caller's token bucket
 	AllowSuspended bool  // suspended users may call it
 	AllowGuest     bool  // guests may call it
+	Holds          bool  // its answer may have to wait: the handler returns Held
 	Handler        Handler
 }
 
@@ -125,6 +126,7 @@ type API struct {
 	serial  atomic.Uint64
 	panics  atomic.Uint64
 	drain   drain
+	runners runners
 	onAdmit Admitter // the authenticator, if it wants to be told
 }
 

@@ -28,13 +28,16 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, only []string) {
 	}
 	if !a.drain.enter() {
 		w.Header().Set("Connection", "close")
-		writeError(w, matrix.NewError(http.StatusServiceUnavailable, "M_UNKNOWN", "the server is shutting down"))
+		writeError(w, errDraining())
 		return
 	}
-	defer a.drain.leave()
-
 	rec := statusWriter{ResponseWriter: w}
 	c := &Call{W: &rec, R: r, ctx: r.Context(), api: a, serial: a.serial.Add(1), start: start}
+	defer func() {
+		if !c.parked {
+			a.drain.leave()
+		}
+	}()
 	c.match.path = path
 	var allow []string
 	if only == nil || hasAnyPrefix(path, only) {
@@ -46,14 +49,16 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, only []string) {
 	case !cleanURL(r, path):
 		writeError(&rec, matrix.InvalidParam("the address holds bytes that are no text"))
 	case c.route != nil:
-		a.run(c)
+		a.run(c, only)
 	case allow != nil:
 		rec.Header().Set("Allow", strings.Join(allow, ", "))
 		writeError(&rec, matrix.NewError(http.StatusMethodNotAllowed, "M_UNRECOGNIZED", "method not allowed"))
 	default:
 		writeError(&rec, matrix.NewError(http.StatusNotFound, "M_UNRECOGNIZED", "unrecognized request"))
 	}
-	a.finish(c, &rec)
+	if !c.parked {
+		a.finish(c, &rec)
+	}
 }
 
 // cleanURL says whether path and query are text once unescaped: UTF-8 without NUL, which every database can hold.
@@ -70,31 +75,58 @@ func cleanURL(r *http.Request, escaped string) bool {
 
 func isText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }
 
-// run authenticates, limits and calls the handler, and writes what it returns.
-func (a *API) run(c *Call) {
-	defer func() {
-		p := recover()
-		if p == nil {
-			return
-		}
-		if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
-			panic(p)
-		}
-		a.panics.Add(1)
-		log.WithFields(log.Fields{"request": c.ID(), "route": c.route.Path, "panic": p}).
-			Errorf("handler panicked\n%s", debug.Stack())
-		a.fail(c, errPanicked)
-	}()
+// run has the handler answer, and writes what it returns.
+func (a *API) run(c *Call, only []string) {
+	v, err := a.call(c)
+	h, held := v.(Held)
+	if !held || err != nil {
+		a.reply(c, v, err)
+		return
+	}
+	if h.Timeout > 0 && a.park(c, h, only) {
+		return
+	}
+	v, err = a.await(c, h)
+	a.reply(c, v, err)
+	h.End()
+}
+
+// call authenticates, limits and calls the handler.
+func (a *API) call(c *Call) (v any, err error) {
+	defer a.recovered(c, &err)
 	if err := a.admit(c); err != nil {
-		a.fail(c, err)
+		return nil, err
+	}
+	return c.route.Handler(c)
+}
+
+// attempt asks a held answer whether it is there now.
+func (a *API) attempt(c *Call, h Held, last bool) (v any, err error) {
+	defer a.recovered(c, &err)
+	return h.Answer(c.ctx, last)
+}
+
+// recovered makes an error of a handler's panic.
+func (a *API) recovered(c *Call, err *error) {
+	p := recover()
+	if p == nil {
 		return
 	}
-	v, err := c.route.Handler(c)
+	if p == http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
+		panic(p)
+	}
+	a.panics.Add(1)
+	log.WithFields(log.Fields{"request": c.ID(), "route": c.route.Path, "panic": p}).
+		Errorf("handler panicked\n%s", debug.Stack())
+	*err = errPanicked
+}
+
+// reply writes what a handler returned.
+func (a *API) reply(c *Call, v any, err error) {
+	if err == nil {
+		err = writeValue(c.W, v)
+	}
 	if err != nil {
-		a.fail(c, err)
-		return
-	}
-	if err := writeValue(c.W, v); err != nil {
 		a.fail(c, err)
 	}
 }
@@ -190,7 +222,7 @@ func (a *API) fail(c *Call, err error) {
 			entry = entry.WithField("user_id", c.Caller.User)
 		}
 		switch {
-		case c.R.Context().Err() != nil:
+		case c.ctx.Err() != nil:
 			entry.WithError(err).Debug("the client went away")
 		case !errors.Is(err, errPanicked):
 			entry.WithError(err).Error("request failed")

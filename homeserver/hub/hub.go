@@ -36,6 +36,7 @@ type Hub struct {
 	users map[matrix.UserID]*User // local users, and remote ones while they are joined
 	order []*Room                 // rooms of the recent events, the oldest first (a ring)
 	next  int
+	fire  []func() // of ring
 
 	start stream.Pos // the head when the hub began
 	head  stream.Pos // the head up to which everybody in the process is told
@@ -165,14 +166,19 @@ func (h *Hub) leave(r *Room, u *User) {
 // ring moves the head and wakes those whom the commit concerns.
 func (h *Hub) ring(head stream.Pos) {
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.head = head
 	for i, u := range h.woken {
 		u.woken = false
-		u.wake()
+		h.fire = u.wake(h.fire)
 		h.woken[i] = nil
 	}
 	h.woken = h.woken[:0]
+	h.mu.Unlock()
+	for i, wake := range h.fire { // those who wake read at once, so without the lock
+		wake()
+		h.fire[i] = nil
+	}
+	h.fire = h.fire[:0]
 }
 
 // wakeAtRing notes a user to be woken when the head has moved.
@@ -327,41 +333,59 @@ func (h *Hub) wakeLater(r *Room) {
 }
 
 func (h *Hub) flush() {
+	var fire []func()
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.timer = nil
 	for r := range h.pending {
 		for _, u := range r.members {
-			u.wake()
+			fire = u.wake(fire)
 		}
 	}
 	clear(h.pending)
-}
-
-func (u *User) wake() {
-	for _, w := range u.waiters {
-		select {
-		case w.C <- struct{}{}:
-		default: // it has been told already
-		}
+	h.mu.Unlock()
+	for _, wake := range fire {
+		wake()
 	}
 }
 
+// wake adds those to be woken for the user.
+func (u *User) wake(fire []func()) []func() {
+	for _, w := range u.waiters {
+		fire = append(fire, w.wake)
+	}
+	return fire
+}
+
 // Waiter is one waiting client. C has a capacity of one and carries no data,
-// only "read again".
+// only "read again"; it is nil when a function is called instead.
 type Waiter struct {
-	C chan struct{}
-	h *Hub
-	u *User
+	C    chan struct{}
+	wake func()
+	h    *Hub
+	u    *User
 }
 
 // Wait registers a waiter; register before reading, else a change in between is
 // missed.
 func (h *Hub) Wait(user matrix.UserID) *Waiter {
+	c := make(chan struct{}, 1)
+	w := h.Notify(user, func() {
+		select {
+		case c <- struct{}{}:
+		default: // it has been told already
+		}
+	})
+	w.C = c
+	return w
+}
+
+// Notify registers a waiter as Wait does; wake is called, and must not block. It
+// may be called once more after Close.
+func (h *Hub) Notify(user matrix.UserID, wake func()) *Waiter {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	u := h.user(user)
-	w := &Waiter{C: make(chan struct{}, 1), h: h, u: u}
+	w := &Waiter{wake: wake, h: h, u: u}
 	u.waiters = append(u.waiters, w)
 	return w
 }
