@@ -227,7 +227,7 @@ func (a *Accounts) getLoginToken(c *httpapi.Call) (any, error) {
 	if err := a.uia.Require(c); err != nil {
 		return nil, err
 	}
-	token, err := a.loginToken(c.Ctx(), c.Caller.User)
+	token, err := a.LoginToken(c.Ctx(), c.Caller.User, loginTokenLifetime)
 	if err != nil {
 		return nil, err
 	}

@@ -11,19 +11,26 @@ const (
 	qSetFlags     = `UPDATE users SET admin = $2, locked = $3, suspended = $4 WHERE user_id = $1`
 	qDeactivate   = `UPDATE users SET deactivated = TRUE, erased = erased OR $2, password_hash = '' WHERE user_id = $1`
 
-	qInsertAccess = `INSERT INTO access_tokens (token_hash, user_id, device_id, created_at, expires_at, refresh_id, replaces)
- VALUES ($1, $2, $3, $4, $5, $6, $7)`
+	qInsertAccess = `INSERT INTO access_tokens (token_hash, user_id, device_id, created_at, expires_at, refresh_id, replaces, client)
+ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
 	qAccess        = `SELECT id, user_id, device_id, expires_at, refresh_id, replaces FROM access_tokens WHERE token_hash = $1`
 	qDeleteAccess  = `DELETE FROM access_tokens WHERE id = $1`
 	qDeviceAccess  = `DELETE FROM access_tokens WHERE user_id = $1 AND device_id = ANY($2)`
 	qUserAccess    = `DELETE FROM access_tokens WHERE user_id = $1`
 	qExpiredAccess = `DELETE FROM access_tokens WHERE expires_at <> 0 AND expires_at < $1`
 
-	qInsertRefresh = `INSERT INTO refresh_tokens (token_hash, user_id, device_id, created_at, replaces)
- VALUES ($1, $2, $3, $4, $5) RETURNING id`
-	qRefresh       = `SELECT id, user_id, device_id, replaces FROM refresh_tokens WHERE token_hash = $1`
+	qInsertRefresh = `INSERT INTO refresh_tokens (token_hash, user_id, device_id, created_at, replaces, client, scope, family)
+ VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING id`
+	qRefresh       = `SELECT id, user_id, device_id, replaces, client, scope FROM refresh_tokens WHERE token_hash = $1`
 	qDeviceRefresh = `DELETE FROM refresh_tokens WHERE user_id = $1 AND device_id = ANY($2)`
 	qUserRefresh   = `DELETE FROM refresh_tokens WHERE user_id = $1`
+
+	// Sessions of OAuth clients.
+	qFamily       = `SELECT user_id, device_id FROM refresh_tokens WHERE family = $1 LIMIT 1`
+	qAccessClient = `SELECT client FROM access_tokens WHERE id = $1`
+	qAccessGrant  = `SELECT user_id, device_id, client FROM access_tokens WHERE token_hash = $1 AND client <> ''`
+	qUserClients  = `SELECT device_id, client FROM refresh_tokens WHERE user_id = $1 AND client <> ''`
+	qUsedClients  = `SELECT DISTINCT client FROM refresh_tokens WHERE client = ANY($1) AND client <> ''`
 
 	// The first use of a pair ends the pair it replaces and its unused twins.
 	qEndOldAccess   = `DELETE FROM access_tokens WHERE refresh_id = $1`

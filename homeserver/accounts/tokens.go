@@ -24,7 +24,10 @@ type login struct {
 	access      string
 	refresh     string // empty: the client does not refresh
 	expires     time.Duration
-	replaces    int64 // the refresh token this pair replaces
+	replaces    int64  // the refresh token this pair replaces
+	client      string // of the OAuth 2.0 API; empty: the legacy API
+	scope       string // what an OAuth client was granted
+	family      string // the hash that the refresh tokens of an OAuth client's session share
 }
 
 // Session is a new session as it is told to the client.
@@ -110,14 +113,15 @@ func (a *Accounts) issue(tx *sqldb.Tx, l *login) error {
 	}
 	var refreshID, expires int64
 	if l.refresh != "" {
-		err := tx.QueryRow(qInsertRefresh, hashToken(l.refresh), string(l.user), string(l.device), matrix.Millis(l.now), l.replaces).
-			Scan(&refreshID)
+		err := tx.QueryRow(qInsertRefresh, hashToken(l.refresh), string(l.user), string(l.device), matrix.Millis(l.now), l.replaces,
+			l.client, l.scope, l.family).Scan(&refreshID)
 		if err != nil {
 			return err
 		}
 		expires = matrix.Millis(l.now.Add(l.expires))
 	}
-	_, err := tx.Exec(qInsertAccess, hashToken(l.access), string(l.user), string(l.device), matrix.Millis(l.now), expires, refreshID, l.replaces)
+	_, err := tx.Exec(qInsertAccess, hashToken(l.access), string(l.user), string(l.device), matrix.Millis(l.now), expires, refreshID, l.replaces,
+		l.client)
 	return err
 }
 
@@ -219,15 +223,26 @@ func (a *Accounts) refresh(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if old.client != "" { // the two ways to log in do not mix
+		return nil, matrix.UnknownToken(false)
+	}
 	l, err := a.newLogin(old.user, old.device, "", c.RemoteIP(), true)
 	if err != nil {
 		return nil, err
 	}
+	if err := a.renew(c.Ctx(), *body.RefreshToken, old, l); err != nil {
+		return nil, err
+	}
+	return &Session{AccessToken: l.access, RefreshToken: l.refresh, ExpiresInMS: l.expires.Milliseconds()}, nil
+}
+
+// renew stores the pair that follows a refresh token; both stay valid until the new one is used.
+func (a *Accounts) renew(ctx context.Context, token string, old refreshRow, l *login) error {
 	l.replaces = old.id
 	var gone bool
-	err = a.db.Write(c.Ctx(), func(tx *sqldb.Tx) error {
+	err := a.db.Write(ctx, func(tx *sqldb.Tx) error {
 		// Read again: a log-out may have come between.
-		now, err := readRefresh(tx, *body.RefreshToken)
+		now, err := readRefresh(tx, token)
 		if gone = errors.Is(err, sqldb.ErrNoRows); gone {
 			return nil
 		}
@@ -242,26 +257,27 @@ func (a *Accounts) refresh(c *httpapi.Call) (any, error) {
 		return a.issue(tx, l)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("refreshing session: %w", err)
+		return fmt.Errorf("refreshing session: %w", err)
 	}
 	if gone {
-		return nil, matrix.UnknownToken(false)
+		return matrix.UnknownToken(false)
 	}
 	if old.replaces != 0 {
 		a.sessions.dropUser(old.user, func(s *session) bool { return s.refresh == old.replaces || s.refresh == old.id })
 	}
-	return &Session{AccessToken: l.access, RefreshToken: l.refresh, ExpiresInMS: l.expires.Milliseconds()}, nil
+	return nil
 }
 
 // refreshRow is a stored refresh token.
 type refreshRow struct {
-	id, replaces int64
-	user         matrix.UserID
-	device       matrix.DeviceID
+	id, replaces  int64
+	user          matrix.UserID
+	device        matrix.DeviceID
+	client, scope string
 }
 
 func readRefresh(tx *sqldb.Tx, token string) (r refreshRow, err error) {
-	err = tx.QueryRow(qRefresh, hashToken(token)).Scan(&r.id, &r.user, &r.device, &r.replaces)
+	err = tx.QueryRow(qRefresh, hashToken(token)).Scan(&r.id, &r.user, &r.device, &r.replaces, &r.client, &r.scope)
 	return r, err
 }
 
@@ -291,10 +307,10 @@ func errLocked() *matrix.Error {
 	return matrix.NewError(401, "M_USER_LOCKED", "this account is locked").With("soft_logout", true)
 }
 
-// loginToken makes a token that lets another device log in as the user, once.
-func (a *Accounts) loginToken(ctx context.Context, user matrix.UserID) (string, error) {
+// LoginToken makes a token for m.login.token that lets a device log in as the user, once, within its lifetime.
+func (a *Accounts) LoginToken(ctx context.Context, user matrix.UserID, lifetime time.Duration) (string, error) {
 	token := matrix.RandomString(tokenLength)
-	expires := matrix.Millis(a.now().Add(loginTokenLifetime))
+	expires := matrix.Millis(a.now().Add(lifetime))
 	err := a.db.Write(ctx, func(tx *sqldb.Tx) error {
 		_, err := tx.Exec(qInsertLogin, hashToken(token), string(user), expires)
 		return err
