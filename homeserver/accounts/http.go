@@ -94,11 +94,10 @@ func (a *Accounts) deactivate(c *httpapi.Call) (any, error) {
 // proven is the account a request may change: the caller's after interactive authentication, or, without a token,
 // the one whose password the client knows.
 func (a *Accounts) proven(c *httpapi.Call) (matrix.UserID, matrix.DeviceID, error) {
-	flows := []Flow{{StagePassword}}
 	if c.Caller != nil {
-		return c.Caller.User, c.Caller.Device, a.uia.Require(c, flows...)
+		return c.Caller.User, c.Caller.Device, a.uia.Require(c)
 	}
-	s, err := a.uia.check(c, "", flows)
+	s, err := a.uia.check(c, "", []Flow{{StagePassword}})
 	if err != nil {
 		return "", "", err
 	}

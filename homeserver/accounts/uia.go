@@ -16,13 +16,37 @@ import (
 // stages is not noticed.
 //
 // Spec: client-server-api#user-interactive-authentication-api
-type UIA struct{ a *Accounts }
+type UIA struct {
+	a        *Accounts
+	external map[string]External
+	sso      func(ctx context.Context, user matrix.UserID) (bool, error)
+}
+
+// External is a stage that a person completes in a browser, on pages that are another package's.
+type External struct {
+	// Params is what the client is told of the stage; nil: nothing.
+	Params func(session string) any
+}
+
+// AddExternal makes a stage known that Complete completes. Call it before serving.
+func (u *UIA) AddExternal(stage string, e External) {
+	if u.external == nil {
+		u.external = map[string]External{}
+	}
+	u.external[stage] = e
+}
+
+// UseSSO offers m.login.sso to whom linked says can sign in at the company's provider. Call it before serving.
+func (u *UIA) UseSSO(linked func(ctx context.Context, user matrix.UserID) (bool, error)) {
+	u.sso = linked
+}
 
 // Stages of interactive authentication.
 const (
 	StagePassword = "m.login.password"
 	StageDummy    = "m.login.dummy"
 	StageToken    = "m.login.registration_token"
+	StageSSO      = "m.login.sso"
 )
 
 // Flow is a list of stages that are enough together.
@@ -57,7 +81,8 @@ type uiaSession struct {
 }
 
 // Require is nil once the caller has proven who they are by one of the flows; without flows, by the password. Its
-// error is the 401 answer that tells the client what to do. Application services need no proof.
+// error is the 401 answer that tells the client what to do. Application services need no proof. Sessions of the OAuth
+// 2.0 API cannot give one: their people do such things on the account pages.
 func (u *UIA) Require(c *httpapi.Call, flows ...Flow) error {
 	if c.Caller == nil {
 		return matrix.MissingToken()
@@ -65,14 +90,66 @@ func (u *UIA) Require(c *httpapi.Call, flows ...Flow) error {
 	if c.Caller.AppService != "" {
 		return nil
 	}
-	if len(flows) == 0 {
-		flows = []Flow{{StagePassword}}
+	client, err := u.a.ClientOf(c.Ctx(), c.Caller)
+	if err != nil {
+		return err
 	}
+	if client != "" {
+		return matrix.Forbidden("this is done on the account pages of the server, not by a client of the OAuth 2.0 API")
+	}
+	if len(flows) == 0 {
+		if flows, err = u.usual(c.Ctx(), c.Caller.User); err != nil {
+			return err
+		}
+	}
+	return u.RequireOf(c, flows...)
+}
+
+// RequireOf is Require by these flows whatever the kind of the session.
+func (u *UIA) RequireOf(c *httpapi.Call, flows ...Flow) error {
 	s, err := u.check(c, c.Caller.User, flows)
 	if err != nil {
 		return err
 	}
 	return u.finish(c.Ctx(), s)
+}
+
+// usual are the flows by which a user can prove who they are: the password, the company's provider, or either.
+func (u *UIA) usual(ctx context.Context, user matrix.UserID) ([]Flow, error) {
+	if u.sso == nil {
+		return []Flow{{StagePassword}}, nil
+	}
+	linked, err := u.sso(ctx, user)
+	if err != nil || !linked {
+		return []Flow{{StagePassword}}, err
+	}
+	if who, _ := u.a.User(user); who.HasPassword {
+		return []Flow{{StagePassword}, {StageSSO}}, nil
+	}
+	return []Flow{{StageSSO}}, nil
+}
+
+// Pending is the user of an authentication session and what it is for ("DELETE /_matrix/…").
+func (u *UIA) Pending(ctx context.Context, session string) (matrix.UserID, string, error) {
+	s := &uiaSession{id: session}
+	err := u.read(ctx, s)
+	return s.user, s.operation, err
+}
+
+// Complete notes that the user has completed an external stage of a session.
+func (u *UIA) Complete(ctx context.Context, session, stage string, user matrix.UserID) error {
+	s := &uiaSession{id: session}
+	if err := u.read(ctx, s); err != nil {
+		return err
+	}
+	if s.user == "" || s.user != user {
+		return matrix.Forbidden("this authentication session belongs to somebody else")
+	}
+	if slices.Contains(s.completed, stage) {
+		return nil
+	}
+	s.completed = append(s.completed, stage)
+	return u.save(ctx, s)
 }
 
 // check goes one step of the authentication. The session it returns is complete; finish ends it.
@@ -89,7 +166,7 @@ func (u *UIA) check(c *httpapi.Call, user matrix.UserID, flows []Flow) (*uiaSess
 		if err != nil {
 			return nil, err
 		}
-		return nil, challenge(s, flows, nil)
+		return nil, u.challenge(s, flows, nil)
 	}
 	s := &uiaSession{id: body.Auth.Session, user: user, operation: operation}
 	if s.id != "" {
@@ -110,7 +187,7 @@ func (u *UIA) check(c *httpapi.Call, user matrix.UserID, flows []Flow) (*uiaSess
 			if err := u.save(c.Ctx(), s); err != nil { // a session begun without one gets its ID here
 				return nil, err
 			}
-			return nil, challenge(s, flows, e)
+			return nil, u.challenge(s, flows, e)
 		}
 	}
 	for _, f := range flows {
@@ -121,11 +198,11 @@ func (u *UIA) check(c *httpapi.Call, user matrix.UserID, flows []Flow) (*uiaSess
 	if err := u.save(c.Ctx(), s); err != nil {
 		return nil, err
 	}
-	return nil, challenge(s, flows, nil)
+	return nil, u.challenge(s, flows, nil)
 }
 
 // challenge is the 401 answer.
-func challenge(s *uiaSession, flows []Flow, failed *matrix.Error) *matrix.Error {
+func (u *UIA) challenge(s *uiaSession, flows []Flow, failed *matrix.Error) *matrix.Error {
 	type flow struct {
 		Stages []string `json:"stages"`
 	}
@@ -137,8 +214,14 @@ func challenge(s *uiaSession, flows []Flow, failed *matrix.Error) *matrix.Error 
 	if completed == nil {
 		completed = []string{}
 	}
+	params := map[string]any{}
+	for stage, e := range u.external {
+		if e.Params != nil && slices.ContainsFunc(flows, func(f Flow) bool { return slices.Contains(f, stage) }) {
+			params[stage] = e.Params(s.id)
+		}
+	}
 	e := &matrix.Error{Status: 401, Extra: map[string]any{
-		"session": s.id, "flows": list, "params": struct{}{}, "completed": completed,
+		"session": s.id, "flows": list, "params": params, "completed": completed,
 	}}
 	if failed != nil {
 		e.Code, e.Msg = failed.Code, failed.Msg
@@ -167,6 +250,9 @@ func (u *UIA) stage(c *httpapi.Call, s *uiaSession, auth *authData, flows []Flow
 		}
 		s.regToken = auth.Token
 	default:
+		if _, ok := u.external[auth.Type]; ok {
+			return matrix.NewError(401, "M_UNAUTHORIZED", "%s is not completed yet", auth.Type)
+		}
 		return matrix.NewError(401, "M_UNRECOGNIZED", "%s is not supported", auth.Type)
 	}
 	s.completed = append(s.completed, auth.Type)
@@ -218,17 +304,25 @@ func (u *UIA) begin(ctx context.Context, user matrix.UserID, operation string) (
 
 // load reads a session and checks that it belongs to the same user and operation.
 func (u *UIA) load(ctx context.Context, s *uiaSession) error {
-	var (
-		user      matrix.UserID
-		operation string
-		completed string
-	)
+	user, operation := s.user, s.operation
+	if err := u.read(ctx, s); err != nil {
+		return err
+	}
+	if operation != s.operation || (user != "" && user != s.user) {
+		return matrix.Forbidden("this authentication session belongs to another request")
+	}
+	return nil
+}
+
+// read reads the session of an ID.
+func (u *UIA) read(ctx context.Context, s *uiaSession) error {
+	var completed string
 	unknown := matrix.Unknown("there is no such authentication session, begin anew")
 	if !isText(s.id) {
 		return unknown
 	}
 	err := u.a.db.Read(ctx, func(tx *sqldb.Tx) error {
-		return tx.QueryRow(qUIA, s.id).Scan(&user, &operation, &completed, &s.regToken)
+		return tx.QueryRow(qUIA, s.id).Scan(&s.user, &s.operation, &completed, &s.regToken)
 	})
 	if errors.Is(err, sqldb.ErrNoRows) {
 		return unknown
@@ -236,10 +330,7 @@ func (u *UIA) load(ctx context.Context, s *uiaSession) error {
 	if err != nil {
 		return fmt.Errorf("reading authentication session: %w", err)
 	}
-	if operation != s.operation || (s.user != "" && user != s.user) {
-		return matrix.Forbidden("this authentication session belongs to another request")
-	}
-	s.user, s.stored = user, true
+	s.stored = true
 	if err := json.Unmarshal([]byte(completed), &s.completed); err != nil {
 		return fmt.Errorf("reading authentication session: %w", err)
 	}
