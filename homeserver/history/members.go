@@ -223,8 +223,8 @@ func encodeMembers(list []*events.Event) []byte {
 
 func encodeJoined(list []*events.Event) []byte {
 	type member struct {
-		Name   *string `json:"display_name"`
-		Avatar *string `json:"avatar_url"`
+		Name   *string `json:"display_name,omitempty"`
+		Avatar *string `json:"avatar_url,omitempty"`
 	}
 	joined := make(map[string]member, len(list))
 	for _, e := range list {

@@ -65,12 +65,18 @@ func (s *Server) Send(req *http.Request) Answer {
 	if err != nil {
 		s.T.Fatalf("%s %s: %v", req.Method, req.URL.Path, err)
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
+	a, err := ReadAnswer(resp)
 	if err != nil {
 		s.T.Fatalf("%s %s: %v", req.Method, req.URL.Path, err)
 	}
-	return Answer{resp.StatusCode, resp.Header, b}
+	return a
+}
+
+// ReadAnswer reads a response to its end and closes it.
+func ReadAnswer(resp *http.Response) (Answer, error) {
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return Answer{resp.StatusCode, resp.Header, b}, err
 }
 
 // Do makes a request with the user's token.

@@ -203,18 +203,24 @@ func TestFederatedEncryption(t *testing.T) {
 // crossSign uploads cross-signing keys; the first upload needs no password.
 func crossSign(t *testing.T, u *hstest.User) (master, self signer) {
 	t.Helper()
+	body, master, self := crossKeys(t, u)
+	u.OK("POST", hstest.Path("keys", "device_signing", "upload"), body)
+	return master, self
+}
+
+// crossKeys makes cross-signing keys, in the form of their upload.
+func crossKeys(t *testing.T, u *hstest.User) (body map[string]any, master, self signer) {
+	t.Helper()
 	master, self = newSigner(t, ""), newSigner(t, "")
 	user := newSigner(t, "")
 	key := func(s signer, usage string) map[string]any {
 		return map[string]any{"user_id": u.UserID, "usage": []string{usage}, "keys": map[string]any{"ed25519:" + s.id: s.public()}}
 	}
-	body := map[string]any{
+	return map[string]any{
 		"master_key":       key(master, "master"),
 		"self_signing_key": master.sign(t, u.UserID, key(self, "self_signing")),
 		"user_signing_key": master.sign(t, u.UserID, key(user, "user_signing")),
-	}
-	u.OK("POST", hstest.Path("keys", "device_signing", "upload"), body)
-	return master, self
+	}, master, self
 }
 
 func crossSigning(t *testing.T, alice, bob *hstest.User) {
