@@ -41,6 +41,8 @@ type Homeserver struct {
 	TrustedProxies  []string `yaml:"trusted_proxies" doc:"Addresses of reverse proxies, such as 127.0.0.1 or 10.0.0.0/8, whose X-Forwarded-For tells where a client is."`
 	DirectoryAll    bool     `yaml:"directory_all" default:"true" doc:"The search for people in clients finds everybody of this server. Off: only those with whom one shares a room, and those of public rooms."`
 	InsecurePush    bool     `yaml:"insecure_push_gateways" doc:"Allow push gateways of clients to be plain HTTP and on private addresses. Only for tests, or for a gateway inside the company's network."`
+	ThreadRules     bool     `yaml:"thread_subscription_rules" doc:"Threads notify those who follow them, and of others those alone who are mentioned (MSC4306). Clients that cannot follow threads hear of mentions alone, so turn it on when people's clients can."`
+	LegacyMentions  bool     `yaml:"legacy_mentions" doc:"Messages of old clients and bridges, which do not say whom they mention, mention by the words of their text, as until version 1.16 of the specification. Newer clients are not affected."`
 	DefaultRoomVers string   `yaml:"default_room_version" default:"12" doc:"Version of new rooms, 1 to 12."`
 
 	Federation   Federation   `yaml:"federation" doc:"Talking with other homeservers."`

@@ -49,9 +49,10 @@ func (s *Server) getVersions(*httpapi.Call) (any, error) {
 			"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
 		},
 		"unstable_features": map[string]bool{
-			"org.matrix.msc4222":            true, // state_after
-			"org.matrix.msc4133.stable":     true, // profile fields
-			"org.matrix.simplified_msc3575": true, // sliding sync
+			"org.matrix.msc4222":            true,               // state_after
+			"org.matrix.msc4133.stable":     true,               // profile fields
+			"org.matrix.simplified_msc3575": true,               // sliding sync
+			"org.matrix.msc4306":            s.opts.ThreadRules, // thread subscriptions
 		},
 	}, nil
 }

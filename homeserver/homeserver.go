@@ -84,6 +84,8 @@ type Options struct {
 	PublicURL    string // for /.well-known/matrix/client
 	AllUsers     bool   // the user directory finds everybody of this server
 	InsecurePush bool   // push gateways may be plain HTTP
+	// ThreadRules and LegacyMentions add predefined push rules; see push.Options.
+	ThreadRules, LegacyMentions bool
 	Now          matrix.Now
 }
 
@@ -297,7 +299,9 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{AllowInsecure: o.InsecurePush, Data: data, Now: o.Now})
+	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{
+		AllowInsecure: o.InsecurePush, Data: data, Threads: followed, ThreadRules: o.ThreadRules, LegacyMentions: o.LegacyMentions, Now: o.Now,
+	})
 	if err != nil {
 		return err
 	}

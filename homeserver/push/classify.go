@@ -17,10 +17,11 @@ type verdict struct {
 	notify    bool // everybody but the sender
 	highlight bool
 	named     []matrix.UserID // they are highlighted
+	quiet     bool            // no rule says anything of it: in a thread it notifies those who follow
 }
 
 // classify applies the default rules in their order. It must say the same as
-// build(user, nil).Evaluate; a test compares the two. Invites do not matter
+// build(user, nil).Evaluate, but for the rules on threads, which count looks after; a test compares the two. Invites do not matter
 // here: who is invited has no counts yet.
 //
 // Spec: client-server-api#predefined-rules
@@ -54,8 +55,17 @@ func classify(e *events.Event, mayNotifyRoom func(sender matrix.UserID) bool) (v
 	case content.Get(`m\.relates_to.rel_type`).Str == "m.replace":
 	case typ == "m.call.invite", typ == "m.room.message", typ == "m.room.encrypted":
 		v.notify = true
+	default:
+		v.quiet = true
 	}
 	return v
+}
+
+// saysNotWhom reports whether an event is a message of a client that does not say
+// whom it mentions.
+func saysNotWhom(e *events.Event) bool {
+	c := gjson.GetBytes(e.JSON, "content")
+	return c.Get("body").Type == gjson.String && !c.Get(`m\.mentions`).Exists()
 }
 
 // powers is who may notify a whole room.

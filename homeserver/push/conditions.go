@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
@@ -20,6 +21,9 @@ type Room interface {
 	// MayNotify says whether the sender's power suffices for
 	// notifications.<key> of the power levels.
 	MayNotify(sender matrix.UserID, key string) bool
+	// Follows says whether the event is in a thread, and whether the user follows
+	// that.
+	Follows(s *Subject, user matrix.UserID) (inThread, follows bool)
 }
 
 // Subject is an event as the rules see it.
@@ -32,6 +36,8 @@ type Subject struct {
 	json   []byte
 	decode sync.Once
 	doc    map[string]any
+
+	of *events.Event // nil for one that is known by its JSON alone
 }
 
 // NewSubject prepares an event, given as its JSON with the top-level fields of
@@ -98,6 +104,13 @@ func splitPath(key string) []string {
 // event and the user whose rule it is.
 type condition func(s *Subject, user matrix.UserID, room Room) bool
 
+// The names of the condition on threads: that of the proposal while it is no part
+// of the specification, and its later one.
+const (
+	condThreadUnstable = "io.element.msc4306.thread_subscription"
+	condThread         = "thread_subscription"
+)
+
 func never(*Subject, matrix.UserID, Room) bool { return false }
 
 // rawCondition is a condition as written in a rule.
@@ -107,6 +120,7 @@ type rawCondition struct {
 	Pattern *string         `json:"pattern"`
 	Is      string          `json:"is"`
 	Value   json.RawMessage `json:"value"`
+	Follows *bool           `json:"subscribed"`
 }
 
 // compileCondition turns a written condition into a check. What is not known
@@ -151,6 +165,15 @@ func compileCondition(raw json.RawMessage) condition {
 		}
 		key := *c.Key
 		return func(s *Subject, _ matrix.UserID, room Room) bool { return room.MayNotify(s.Sender, key) }
+	case condThread, condThreadUnstable:
+		if c.Follows == nil {
+			return never
+		}
+		want := *c.Follows
+		return func(s *Subject, user matrix.UserID, room Room) bool {
+			inThread, follows := room.Follows(s, user)
+			return inThread && follows == want
+		}
 	}
 	return never
 }
@@ -189,12 +212,29 @@ func containsDisplayName(s *Subject, user matrix.UserID, room Room) bool {
 	if name == "" {
 		return false
 	}
+	body, ok := s.body()
+	return ok && containsWord(body, name)
+}
+
+// body is the text of a message.
+func (s *Subject) body() (string, bool) {
 	v, ok := s.property([]string{"content", "body"})
 	if !ok {
-		return false
+		return "", false
 	}
 	body, ok := v.(string)
-	return ok && containsWord(body, name)
+	return body, ok
+}
+
+// mentionsNobody reports whether an event is of a client that does not say whom
+// it mentions; the rules for such are for those alone.
+func mentionsNobody(s *Subject, _ matrix.UserID, _ Room) bool {
+	_, says := s.property([]string{"content", "m.mentions"})
+	if says {
+		return false
+	}
+	_, hasText := s.body()
+	return hasText
 }
 
 // containsWord looks for word, letters of either case alike, between word

@@ -80,24 +80,46 @@ func (p *Push) Counts(ctx context.Context, room matrix.RoomID, user matrix.UserI
 		return Unread{}, err
 	}
 	u, ignored := p.userRules(user), p.ignored(user)
-	if u != nil && u.custom || len(ignored) > 0 {
+	t.mu.RLock()
+	unsaid := t.unsaid > lim.base
+	t.mu.RUnlock()
+	if u != nil && u.custom || len(ignored) > 0 || unsaid {
 		if u == nil {
 			u = &userRules{set: p.defaults}
 		}
 		return p.countCustom(ctx, room, t, user, u, ignored, lim)
 	}
-	t.mu.RLock()
-	lim.own = t.own[user]
-	if lacking := !t.complete && t.floor > lim.main() && t.size < mostRead; lacking {
-		t.mu.RUnlock()
-		if err := p.extend(ctx, room, t, lim.main()); err != nil {
-			return Unread{}, err
-		}
+	if err := p.reach(ctx, room, t, lim.main()); err != nil {
+		return Unread{}, err
+	}
+	for range mostTries {
 		t.mu.RLock()
 		lim.own = t.own[user]
+		u, unknown := t.count(p, room, user, &lim)
+		t.mu.RUnlock()
+		if len(unknown) == 0 {
+			return u, nil
+		}
+		if _, err := p.opts.Threads.OfAll(ctx, room, unknown); err != nil {
+			return Unread{}, err
+		}
 	}
-	defer t.mu.RUnlock()
-	return t.count(user, &lim), nil
+	return Unread{}, errors.New("the followers of threads do not stay in memory")
+}
+
+// mostTries is how often followers of threads are read for one count: once, and
+// again where new threads came up meanwhile.
+const mostTries = 10
+
+// reach sees to it that a tail goes back to a position.
+func (p *Push) reach(ctx context.Context, room matrix.RoomID, t *tail, pos stream.Pos) error {
+	t.mu.RLock()
+	lacking := !t.complete && t.floor > pos && t.size < mostRead
+	t.mu.RUnlock()
+	if !lacking {
+		return nil
+	}
+	return p.extend(ctx, room, t, pos)
 }
 
 func (p *Push) limits(ctx context.Context, room matrix.RoomID, t *tail, user matrix.UserID) (limits, error) {
@@ -118,17 +140,35 @@ func (p *Push) limits(ctx context.Context, room matrix.RoomID, t *tail, user mat
 }
 
 // count searches the lines. Own events need no care: what stands before one in
-// its line is read.
-func (t *tail) count(user matrix.UserID, lim *limits) (u Unread) {
+// its line is read. unknown are threads whose followers must be read first.
+func (t *tail) count(p *Push, room matrix.RoomID, user matrix.UserID, lim *limits) (u Unread, unknown []matrix.EventID) {
 	from := lim.main()
 	u.Main = Count{after(t.main.pos, from), after(t.main.high, from)}
+	follows := func(root matrix.EventID) bool {
+		f, ok := p.opts.Threads.Known(room, root)
+		if !ok {
+			unknown = append(unknown, root)
+		}
+		return f.Has(user)
+	}
 	for i := len(t.threads) - 1; i >= 0; i-- {
 		l := t.threads[i]
 		if l.last() <= lim.base {
 			break // and all before it
 		}
 		from := lim.thread(l.root)
-		if c := (Count{after(l.pos, from), after(l.high, from)}); c.Notify > 0 {
+		if l.last() <= from {
+			continue
+		}
+		c := Count{after(l.pos, from), after(l.high, from)}
+		switch {
+		case !p.opts.ThreadRules:
+		case follows(l.root):
+			c.Notify += after(l.quiet, from)
+		default:
+			c.Notify = c.Highlight
+		}
+		if c.Notify > 0 {
 			u.add(l.root, c)
 		}
 	}
@@ -139,12 +179,16 @@ func (t *tail) count(user matrix.UserID, lim *limits) (u Unread) {
 			continue
 		}
 		c := Count{Highlight: 1}
-		if m.extra {
+		counted := !m.extra
+		if p.opts.ThreadRules && m.root != "" {
+			counted = (!m.extra || m.quiet) && follows(m.root)
+		}
+		if !counted {
 			c.Notify = 1
 		}
 		u.add(m.root, c)
 	}
-	return u
+	return u, unknown
 }
 
 func (u *Unread) add(root matrix.EventID, c Count) {

@@ -20,6 +20,7 @@ type custom struct {
 	mu      sync.Mutex
 	rules   stream.Pos          // which rules judged
 	ignored accountdata.Ignored // whom the user ignored then
+	follows stream.Pos          // and which threads he followed
 	upTo    stream.Pos          // events up to here are judged
 	list    []judged
 	seen    int // redactions of the tail that are taken into account
@@ -49,11 +50,17 @@ func (p *Push) countCustom(ctx context.Context, room matrix.RoomID, t *tail, use
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var follows stream.Pos
+	if rules.set.threads {
+		p.mu.RLock()
+		follows = p.followed[user]
+		p.mu.RUnlock()
+	}
 	t.mu.RLock()
 	head, fresh := t.head, t.redacted-c.seen
 	var gone []matrix.EventID // redacted since the last call
-	if c.rules != rules.pos || !maps.Equal(c.ignored, ignored) || fresh > len(t.gone) {
-		c.rules, c.ignored, c.upTo, c.list = rules.pos, ignored, 0, nil
+	if c.rules != rules.pos || c.follows != follows || !maps.Equal(c.ignored, ignored) || fresh > len(t.gone) {
+		c.rules, c.follows, c.ignored, c.upTo, c.list = rules.pos, follows, ignored, 0, nil
 	} else if fresh > 0 {
 		gone = slices.Clone(t.gone[len(t.gone)-fresh:])
 	}
@@ -95,7 +102,7 @@ func (p *Push) judge(ctx context.Context, room matrix.RoomID, t *tail, user matr
 		}
 		slices.Reverse(list)
 	}
-	r := &roomNow{p: p, ctx: ctx, room: room, powers: t.powersNow()}
+	r := p.roomNow(ctx, room, t)
 	for _, e := range list {
 		if e.Hidden() || e.Redacted() || e.Sender == user || c.ignored.Has(e.Sender) {
 			continue
@@ -126,7 +133,9 @@ func (t *tail) subject(e *events.Event) *Subject {
 }
 
 func subjectOf(e *events.Event) *Subject {
-	return NewSubject(e.Room, e.Sender, e.Type, e.StateKey, e.JSON)
+	s := NewSubject(e.Room, e.Sender, e.Type, e.StateKey, e.JSON)
+	s.of = e
+	return s
 }
 
 // roomNow answers the questions of conditions by the room's present state.
@@ -135,7 +144,24 @@ type roomNow struct {
 	ctx    context.Context //nolint:containedctx // lives for one evaluation
 	room   matrix.RoomID
 	powers *powers
-	names  map[matrix.UserID]string
+	tail   *tail
+}
+
+func (p *Push) roomNow(ctx context.Context, room matrix.RoomID, t *tail) *roomNow {
+	return &roomNow{p: p, ctx: ctx, room: room, powers: t.powersNow(), tail: t}
+}
+
+// Follows asks the subscriptions.
+func (r *roomNow) Follows(s *Subject, user matrix.UserID) (inThread, follows bool) {
+	if r.p.opts.Threads == nil || s.of == nil {
+		return false, false
+	}
+	root := r.p.root(s.of)
+	if root == "" {
+		return false, false
+	}
+	f, err := r.p.opts.Threads.Of(r.ctx, r.room, root)
+	return err == nil, f.Has(user) // not known: the condition does not match
 }
 
 // MemberCount is the number of joined members.
@@ -146,22 +172,31 @@ func (r *roomNow) MayNotify(sender matrix.UserID, key string) bool {
 	return r.powers.mayNotify(sender, key)
 }
 
-// DisplayName is the user's name in the room, read once.
+// DisplayName is the user's name in the room; the room's tail remembers it.
 func (r *roomNow) DisplayName(user matrix.UserID) string {
-	if name, ok := r.names[user]; ok {
+	t := r.tail
+	t.mu.RLock()
+	name, ok := t.names[user]
+	head := t.head
+	t.mu.RUnlock()
+	if ok {
 		return name
 	}
-	name := ""
-	_ = r.p.db.Read(r.ctx, func(tx *sqldb.Tx) error { // without a name the condition does not match
+	err := r.p.db.Read(r.ctx, func(tx *sqldb.Tx) error { // without a name the condition does not match
 		e, err := r.p.stateNow(tx, r.room, "m.room.member", string(user))
+		name = ""
 		if e != nil {
 			name = e.ContentString("displayname")
 		}
 		return err
 	})
-	if r.names == nil {
-		r.names = make(map[matrix.UserID]string)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err == nil && t.head == head { // else it may have changed meanwhile
+		if t.names == nil || len(t.names) >= keptNames {
+			t.names = make(map[matrix.UserID]string)
+		}
+		t.names[user] = name
 	}
-	r.names[user] = name
 	return name
 }

@@ -2,6 +2,7 @@ package push
 
 import (
 	"encoding/json"
+	"slices"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
@@ -9,7 +10,7 @@ import (
 // defaultRules are the predefined rules for a user, most important first.
 //
 // Spec: client-server-api#predefined-rules
-func defaultRules(user matrix.UserID) map[Kind][]Rule {
+func (p *Push) defaultRules(user matrix.UserID) map[Kind][]Rule {
 	me := string(user)
 	sound := tweak("sound", "default")
 	highlight := tweak("highlight", nil)
@@ -24,7 +25,7 @@ func defaultRules(user matrix.UserID) map[Kind][]Rule {
 		return Rule{ID: id, Default: true, Enabled: id != ".m.rule.master", Conditions: conditions, Actions: actions}
 	}
 	do := func(a ...json.RawMessage) []json.RawMessage { return a }
-	return map[Kind][]Rule{
+	rules := map[Kind][]Rule{
 		Override: {
 			rule(".m.rule.master", nil),
 			rule(".m.rule.suppress_notices", nil, match("content.msgtype", "m.notice")),
@@ -51,6 +52,42 @@ func defaultRules(user matrix.UserID) map[Kind][]Rule {
 			rule(".m.rule.encrypted", do(notify), match("type", "m.room.encrypted")),
 		},
 	}
+	if p.opts.ThreadRules {
+		follows := func(yes bool) json.RawMessage {
+			return encode(struct {
+				Kind string `json:"kind"`
+				Yes  bool   `json:"subscribed"`
+			}{condThreadUnstable, yes})
+		}
+		rules[PostContent] = []Rule{
+			rule(".io.element.msc4306.rule.unsubscribed_thread", nil, follows(false)),
+			rule(".io.element.msc4306.rule.subscribed_thread", do(notify, sound), follows(true)),
+		}
+	}
+	if p.opts.LegacyMentions {
+		legacy(rules, user, do(notify, sound, highlight), do(notify, highlight))
+	}
+	return rules
+}
+
+// legacy puts the rules for clients that do not say whom they mention where they
+// stood until version 1.16.
+func legacy(rules map[Kind][]Rule, user matrix.UserID, loud, all []json.RawMessage) {
+	before := func(id string, r Rule) {
+		list := rules[Override]
+		i := slices.IndexFunc(list, func(o Rule) bool { return o.ID == id })
+		rules[Override] = slices.Insert(list, i, r)
+	}
+	before(".m.rule.is_room_mention", Rule{
+		ID: ".m.rule.contains_display_name", Default: true, Enabled: true, Actions: loud,
+		Conditions: []json.RawMessage{encode(map[string]string{"kind": "contains_display_name"})},
+	})
+	before(".m.rule.tombstone", Rule{
+		ID: ".m.rule.roomnotif", Default: true, Enabled: true, Actions: all,
+		Conditions: []json.RawMessage{match("content.body", "@room"), permission("room")},
+	})
+	name := user.Localpart()
+	rules[Content] = []Rule{{ID: ".m.rule.contains_user_name", Default: true, Enabled: true, Pattern: &name, Actions: loud}}
 }
 
 // The functions below spell actions and conditions; their data always encodes.

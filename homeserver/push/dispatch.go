@@ -187,7 +187,7 @@ func (p *Push) event(ctx context.Context, c stream.Change) error {
 	if err != nil {
 		return err
 	}
-	subject, room := subjectOf(e), &roomNow{p: p, ctx: ctx, room: e.Room, powers: t.powersNow()}
+	subject, room := subjectOf(e), p.roomNow(ctx, e.Room, t)
 	var about *about
 	for _, user := range users {
 		if p.ignored(user).Has(e.Sender) {

@@ -61,7 +61,11 @@ func (p *Push) getKind(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p.Ruleset(c.Caller.User).lists[k], nil
+	list := p.Ruleset(c.Caller.User).lists[k]
+	if list == nil {
+		list = []Rule{}
+	}
+	return list, nil
 }
 
 // named is the rule that the path of a call names.
@@ -88,6 +92,8 @@ func (p *Push) putRule(c *httpapi.Call) (any, error) {
 	}
 	id := c.Var("ruleId")
 	switch {
+	case k == PostContent:
+		return nil, matrix.InvalidParam("rules of kind %s are the server's alone", k)
 	case strings.HasPrefix(id, "."):
 		return nil, matrix.InvalidParam("rule IDs that begin with a dot are predefined by the server")
 	case strings.ContainsAny(id, `/\`):
@@ -126,10 +132,6 @@ func (p *Push) putRule(c *httpapi.Call) (any, error) {
 	return nil, p.change(c.Ctx(), c.Caller.User, func(ch *changes) error { return ch.put(k, r, before, after) })
 }
 
-// checkActions lets the historical actions pass: they mean nothing, and clients
-// that still set them expect to read them back.
-//
-// Spec: client-server-api#historical-actions
 // checkActions lets the historical actions pass: they mean nothing, and clients
 // that still set them expect to read them back.
 //
@@ -179,7 +181,7 @@ func (p *Push) deleteRule(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	id := c.Var("ruleId")
-	if _, err := defaultRule(c.Caller.User, k, id); err == nil {
+	if _, err := defaultRule(p.defaultRules(c.Caller.User), k, id); err == nil {
 		return nil, matrix.InvalidParam("a predefined rule cannot be deleted, but it can be disabled")
 	}
 	return nil, p.change(c.Ctx(), c.Caller.User, func(ch *changes) error { return ch.delete(k, id) })
@@ -208,7 +210,7 @@ func (p *Push) putEnabled(c *httpapi.Call) (any, error) {
 		return nil, matrix.MissingParam("enabled is needed")
 	}
 	user, id := c.Caller.User, c.Var("ruleId")
-	return nil, p.change(c.Ctx(), user, func(ch *changes) error { return ch.enable(user, k, id, *body.Enabled) })
+	return nil, p.change(c.Ctx(), user, func(ch *changes) error { return ch.enable(p.defaultRules(user), k, id, *body.Enabled) })
 }
 
 func (p *Push) getActions(c *httpapi.Call) (any, error) {
@@ -235,5 +237,5 @@ func (p *Push) putActions(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	user, id := c.Caller.User, c.Var("ruleId")
-	return nil, p.change(c.Ctx(), user, func(ch *changes) error { return ch.act(user, k, id, actions) })
+	return nil, p.change(c.Ctx(), user, func(ch *changes) error { return ch.act(p.defaultRules(user), k, id, actions) })
 }

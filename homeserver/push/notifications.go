@@ -157,7 +157,7 @@ func (l *lister) room(ctx context.Context, id matrix.RoomID) (*listedRoom, error
 	if err != nil {
 		return nil, err
 	}
-	r := &listedRoom{joined, mark, &roomNow{p: l.p, ctx: ctx, room: id, powers: t.powersNow()}}
+	r := &listedRoom{joined, mark, l.p.roomNow(ctx, id, t)}
 	l.rooms[id] = r
 	return r, nil
 }

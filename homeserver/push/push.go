@@ -33,6 +33,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/receipts"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/carillon-chat/carillon/homeserver/subscriptions"
 )
 
 // Options are what may be set.
@@ -41,7 +42,19 @@ type Options struct {
 	AllowInsecure bool         // accept gateways with http: URLs
 	// Data knows whom users ignore: their events do not notify. May be nil.
 	Data *accountdata.Data
-	Now  matrix.Now
+	// Threads knows who follows which thread. May be nil.
+	Threads *subscriptions.Subscriptions
+	// ThreadRules adds the predefined rules by which a thread notifies those who
+	// follow it, and of others those alone who are mentioned. It needs Threads.
+	//
+	// Spec: MSC4306
+	ThreadRules bool
+	// LegacyMentions adds the predefined rules by which messages of old clients,
+	// which do not say whom they mention, mention by the words of their text.
+	//
+	// Spec: removed by MSC4210 in version 1.17
+	LegacyMentions bool
+	Now            matrix.Now
 }
 
 // Push is the module.
@@ -57,6 +70,8 @@ type Push struct {
 	locks gate.Keyed[matrix.UserID] // changes of one user's rules or pushers
 	mu    sync.RWMutex
 	rules map[matrix.UserID]*userRules
+	// followed is when a user began or ceased to follow a thread last, since the start.
+	followed map[matrix.UserID]stream.Pos
 
 	tailsMu sync.RWMutex
 	tails   map[matrix.RoomID]*tail
@@ -83,8 +98,9 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, store *events.Store, 
 	p := &Push{
 		db: db, log: l, store: store, hub: h, places: places, receipts: rec, opts: opts,
 		rules: make(map[matrix.UserID]*userRules), tails: make(map[matrix.RoomID]*tail),
-		defaults: build("", nil),
+		followed: make(map[matrix.UserID]stream.Pos),
 	}
+	p.defaults = p.build("", nil)
 	if err := p.load(ctx); err != nil {
 		return nil, err
 	}
@@ -106,6 +122,12 @@ func (p *Push) ignored(user matrix.UserID) accountdata.Ignored {
 // hear is told of every commit, on the log's goroutine.
 func (p *Push) hear(changes []stream.Change) {
 	for i := range changes {
+		if c := &changes[i]; c.Kind == stream.KindThreadSubscription {
+			p.mu.Lock()
+			p.followed[c.User] = c.Pos
+			p.mu.Unlock()
+			continue
+		}
 		switch x := changes[i].Payload.(type) {
 		case *events.Event:
 			p.tailsMu.RLock()

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
+	"github.com/carillon-chat/carillon/homeserver/history"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/partstest"
 	"github.com/carillon-chat/carillon/homeserver/push"
@@ -19,6 +20,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/homeserver/subscriptions"
 )
 
 const (
@@ -33,9 +35,16 @@ type fixture struct {
 	p    *push.Push
 	r    *receipts.Receipts
 	data *accountdata.Data
+
+	threadRules bool
 }
 
 func open(t testing.TB, db *sqldb.DB) *fixture {
+	t.Helper()
+	return openWith(t, db, push.Options{})
+}
+
+func openWith(t testing.TB, db *sqldb.DB, opts push.Options) *fixture {
 	t.Helper()
 	w := partstest.New(t, db, rooms.Options{})
 	data, err := accountdata.New(w.Ctx, db, w.Log)
@@ -47,13 +56,18 @@ func open(t testing.TB, db *sqldb.DB) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := push.New(w.Ctx, db, w.Log, w.Events, w.Hub, places, r, push.Options{AllowInsecure: true, Data: data})
+	opts.AllowInsecure, opts.Data = true, data
+	if opts.Threads, err = subscriptions.New(w.Ctx, db, w.Log, places); err != nil {
+		t.Fatal(err)
+	}
+	p, err := push.New(w.Ctx, db, w.Log, w.Events, w.Hub, places, r, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.API.Add(p.Routes()...)
+	w.API.Add(opts.Threads.Routes(history.New(history.Parts{DB: db, Log: w.Log, Events: w.Events, Hub: w.Hub, Rooms: w.Rooms, Data: data}))...)
 	w.Run(r.Run, p.Run)
-	return &fixture{w, p, r, data}
+	return &fixture{w, p, r, data, opts.ThreadRules}
 }
 
 func (f *fixture) unread(room matrix.RoomID, user matrix.UserID) push.Unread {

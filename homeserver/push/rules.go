@@ -7,19 +7,22 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
-// Kind is one of the five lists of a ruleset.
+// Kind is one of the lists of a ruleset.
 type Kind string
 
 // The kinds of rules, in the order in which they are checked.
 const (
-	Override  Kind = "override"
-	Content   Kind = "content"
-	RoomRule  Kind = "room"
-	Sender    Kind = "sender"
-	Underride Kind = "underride"
+	Override Kind = "override"
+	Content  Kind = "content"
+	// PostContent holds predefined rules alone, and those only where threads
+	// notify by subscription. Spec: MSC4306
+	PostContent Kind = "postcontent"
+	RoomRule    Kind = "room"
+	Sender      Kind = "sender"
+	Underride   Kind = "underride"
 )
 
-var kinds = [...]Kind{Override, Content, RoomRule, Sender, Underride}
+var kinds = [...]Kind{Override, Content, PostContent, RoomRule, Sender, Underride}
 
 func parseKind(s string) (Kind, error) {
 	if k := Kind(s); slices.Contains(kinds[:], k) {
@@ -43,6 +46,8 @@ type Ruleset struct {
 	lists map[Kind][]Rule
 	rules []compiled // enabled rules only, in order of evaluation
 	json  []byte     // the content of m.push_rules
+
+	threads bool // a rule asks who follows a thread
 }
 
 type compiled struct {
@@ -89,14 +94,17 @@ func defaultKey(k Kind, id string) string { return string(k) + "/" + id }
 
 // build joins the default rules with a user's changes. A nil c is a user
 // without any.
-func build(user matrix.UserID, c *changes) *Ruleset {
+func (p *Push) build(user matrix.UserID, c *changes) *Ruleset {
 	if c == nil {
 		c = &changes{}
 	}
-	defaults := defaultRules(user)
+	defaults := p.defaultRules(user)
 	rs := &Ruleset{lists: make(map[Kind][]Rule, len(kinds))}
 	for _, k := range kinds {
 		list := []Rule{}
+		if k == PostContent && len(defaults[k]) == 0 {
+			continue // clients need not hear of it
+		}
 		own := c.Rules[k]
 		def := defaults[k]
 		if k == Override { // the master rule stands above the user's own
@@ -112,6 +120,7 @@ func build(user matrix.UserID, c *changes) *Ruleset {
 		rs.lists[k] = list
 		for _, r := range list {
 			if r.Enabled {
+				rs.threads = rs.threads || slices.ContainsFunc(r.Conditions, asksThread)
 				rs.rules = append(rs.rules, compile(k, r))
 			}
 		}
@@ -148,6 +157,12 @@ func (u userRule) rule(k Kind) Rule {
 	return r
 }
 
+// asksThread reports whether a condition asks who follows a thread.
+func asksThread(raw json.RawMessage) bool {
+	var c rawCondition
+	return json.Unmarshal(raw, &c) == nil && (c.Kind == condThread || c.Kind == condThreadUnstable)
+}
+
 func compile(k Kind, r Rule) compiled {
 	c := compiled{kind: k, id: r.ID, result: result(r.ID, r.Actions)}
 	if r.Default {
@@ -169,7 +184,8 @@ func compile(k Kind, r Rule) compiled {
 	return c
 }
 
-// personal are the conditions of the two predefined rules that name the user.
+// personal are the conditions of the predefined rules that name the user, or that
+// are for old clients.
 // They take the name from the evaluation, so that one compiled set of the
 // default rules serves everybody.
 func personal(id string) []condition {
@@ -186,6 +202,18 @@ func personal(id string) []condition {
 		return []condition{
 			func(s *Subject, user matrix.UserID, _ Room) bool { return contains(s, path, string(user)) },
 		}
+	case ".m.rule.contains_display_name":
+		return []condition{mentionsNobody, containsDisplayName}
+	case ".m.rule.roomnotif":
+		return []condition{
+			mentionsNobody, eventMatch("content.body", "@room"),
+			func(s *Subject, _ matrix.UserID, room Room) bool { return room.MayNotify(s.Sender, "room") },
+		}
+	case ".m.rule.contains_user_name":
+		return []condition{mentionsNobody, func(s *Subject, user matrix.UserID, _ Room) bool {
+			body, ok := s.body()
+			return ok && containsWord(body, user.Localpart())
+		}}
 	}
 	return nil
 }

@@ -63,7 +63,7 @@ func (p *Push) load(ctx context.Context) error {
 		if err := json.Unmarshal([]byte(r.doc), c); err != nil {
 			return fmt.Errorf("push rules of %s: %w", r.user, err)
 		}
-		p.rules[r.user] = &userRules{pos: r.pos, changes: c, set: build(r.user, c), custom: !c.empty()}
+		p.rules[r.user] = &userRules{pos: r.pos, changes: c, set: p.build(r.user, c), custom: !c.empty()}
 	}
 	return nil
 }
@@ -79,7 +79,7 @@ func (p *Push) Ruleset(user matrix.UserID) *Ruleset {
 	if u := p.userRules(user); u != nil {
 		return u.set
 	}
-	return build(user, nil)
+	return p.build(user, nil)
 }
 
 // Rules is the content of the user's m.push_rules event.
@@ -115,7 +115,7 @@ func (p *Push) change(ctx context.Context, user matrix.UserID, fn func(c *change
 	if len(doc) > maxRulesSize {
 		return matrix.TooLarge("the push rules would take more than %d bytes", maxRulesSize)
 	}
-	set, text := build(user, c), string(doc)
+	set, text := p.build(user, c), string(doc)
 	_, err = p.log.Append(ctx, 1, func(tx *sqldb.Tx, pos stream.Pos) ([]stream.Change, error) {
 		if _, err := tx.Exec(qSaveRules, string(user), int64(pos), text); err != nil {
 			return nil, err
@@ -192,12 +192,12 @@ func (c *changes) delete(k Kind, id string) error {
 }
 
 // enable switches a rule on or off, whether of the user's own or predefined.
-func (c *changes) enable(user matrix.UserID, k Kind, id string, on bool) error {
+func (c *changes) enable(defaults map[Kind][]Rule, k Kind, id string, on bool) error {
 	if i := c.find(k, id); i >= 0 {
 		c.Rules[k][i].Disabled = !on
 		return nil
 	}
-	def, err := defaultRule(user, k, id)
+	def, err := defaultRule(defaults, k, id)
 	if err != nil {
 		return err
 	}
@@ -213,12 +213,12 @@ func (c *changes) enable(user matrix.UserID, k Kind, id string, on bool) error {
 }
 
 // act sets the actions of a rule, whether of the user's own or predefined.
-func (c *changes) act(user matrix.UserID, k Kind, id string, actions []json.RawMessage) error {
+func (c *changes) act(defaults map[Kind][]Rule, k Kind, id string, actions []json.RawMessage) error {
 	if i := c.find(k, id); i >= 0 {
 		c.Rules[k][i].Actions = actions
 		return nil
 	}
-	if _, err := defaultRule(user, k, id); err != nil {
+	if _, err := defaultRule(defaults, k, id); err != nil {
 		return err
 	}
 	if c.Actions == nil {
@@ -228,8 +228,8 @@ func (c *changes) act(user matrix.UserID, k Kind, id string, actions []json.RawM
 	return nil
 }
 
-func defaultRule(user matrix.UserID, k Kind, id string) (Rule, error) {
-	for _, r := range defaultRules(user)[k] {
+func defaultRule(defaults map[Kind][]Rule, k Kind, id string) (Rule, error) {
+	for _, r := range defaults[k] {
 		if r.ID == id {
 			return r, nil
 		}

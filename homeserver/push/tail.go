@@ -19,10 +19,11 @@ const (
 	qTail = `SELECT ` + events.Columns + ` FROM events WHERE room_id = $1 AND pos > 0 AND pos <= $2 AND pos <> 0 AND flags & 15 = 0
 AND (state_key IS NULL OR type = 'm.room.tombstone') ORDER BY pos DESC LIMIT $3`
 
-	firstRead = 500  // events read when a room is first asked for
-	mostRead  = 5000 // counts of who has never read a room end there
-	keptGone  = 256  // redacted events remembered for users with rules of their own
-	slack     = 1000 // a tail grows by this much before its oldest part is dropped
+	firstRead = 500    // events read when a room is first asked for
+	mostRead  = 5000   // counts of who has never read a room end there
+	keptGone  = 256    // redacted events remembered for users with rules of their own
+	keptNames = 10_000 // of members of a room
+	slack     = 1000   // a tail grows by this much before its oldest part is dropped
 )
 
 // tail is the end of a room's timeline as the default rules see it.
@@ -51,6 +52,8 @@ type tail struct {
 	custom    map[matrix.UserID]*custom
 	subjects  [16]*Subject // of the newest events, for users with rules of their own
 	subjectAt [16]stream.Pos
+	names     map[matrix.UserID]string // of members, where a rule has asked for them
+	unsaid    stream.Pos               // newest event that does not say whom it mentions
 }
 
 // line is the main timeline or a thread: where its notifying events stand, in
@@ -60,6 +63,11 @@ type line struct {
 	pos  []stream.Pos
 	ids  []matrix.EventID
 	high []stream.Pos // those that highlight for everybody
+
+	// Of a thread, where threads notify by subscription: the events that notify
+	// those alone who follow it.
+	quiet    []stream.Pos
+	quietIDs []matrix.EventID
 }
 
 // mention is an event that highlights for one user.
@@ -68,6 +76,7 @@ type mention struct {
 	id    matrix.EventID
 	root  matrix.EventID
 	extra bool // it is not among the events of its line
+	quiet bool // it is among the quiet ones
 }
 
 // ownMarks are a user's newest messages: what stands before them is read.
@@ -77,10 +86,13 @@ type ownMarks struct {
 }
 
 func (l *line) last() stream.Pos {
-	if len(l.pos) == 0 {
-		return 0
+	var pos stream.Pos
+	for _, list := range [][]stream.Pos{l.pos, l.quiet} {
+		if n := len(list); n > 0 {
+			pos = max(pos, list[n-1])
+		}
 	}
-	return l.pos[len(l.pos)-1]
+	return pos
 }
 
 func after(list []stream.Pos, pos stream.Pos) int {
@@ -209,7 +221,11 @@ func (t *tail) take(p *Push, e *events.Event) {
 		case e.Type == "m.room.create":
 			t.creators = creatorsOf(e)
 			t.powers = parsePowers(nil, t.creators)
-		case e.Type == "m.room.member" && e.Membership != "join":
+		case e.Type == "m.room.member":
+			delete(t.names, matrix.UserID(*e.StateKey))
+			if e.Membership == "join" {
+				break
+			}
 			delete(t.joined, matrix.UserID(*e.StateKey))
 			delete(t.custom, matrix.UserID(*e.StateKey))
 		}
@@ -226,23 +242,36 @@ func (t *tail) add(p *Push, e *events.Event) {
 	if e.Redacted() {
 		return
 	}
+	if p.opts.LegacyMentions && saysNotWhom(e) {
+		t.unsaid = max(t.unsaid, e.Pos)
+	}
 	v := classify(e, func(u matrix.UserID) bool { return t.powers.mayNotify(u, "room") })
-	if !v.notify && len(v.named) == 0 {
+	v.quiet = v.quiet && p.opts.ThreadRules && e.RelTo != ""
+	if !v.notify && !v.quiet && len(v.named) == 0 {
 		return
 	}
 	root := p.root(e)
-	if v.notify {
+	v.quiet = v.quiet && root != ""
+	if v.notify || v.quiet {
 		l := t.line(root)
-		l.pos, l.ids = append(l.pos, e.Pos), append(l.ids, e.ID)
-		if v.highlight {
-			l.high = append(l.high, e.Pos)
-		}
+		l.add(e, v)
 		t.mark(e.Sender, root, e.Pos)
 	}
 	for _, u := range v.named {
 		if !v.highlight { // else it is counted for everybody
-			t.named[u] = append(t.named[u], mention{e.Pos, e.ID, root, !v.notify})
+			t.named[u] = append(t.named[u], mention{e.Pos, e.ID, root, !v.notify, v.quiet})
 		}
+	}
+}
+
+func (l *line) add(e *events.Event, v verdict) {
+	if v.quiet {
+		l.quiet, l.quietIDs = append(l.quiet, e.Pos), append(l.quietIDs, e.ID)
+		return
+	}
+	l.pos, l.ids = append(l.pos, e.Pos), append(l.ids, e.ID)
+	if v.highlight {
+		l.high = append(l.high, e.Pos)
 	}
 }
 
@@ -316,6 +345,10 @@ func (t *tail) drop(id matrix.EventID) {
 }
 
 func (l *line) drop(id matrix.EventID) bool {
+	if i := slices.Index(l.quietIDs, id); i >= 0 {
+		l.quiet, l.quietIDs = slices.Delete(l.quiet, i, i+1), slices.Delete(l.quietIDs, i, i+1)
+		return true
+	}
 	i := slices.Index(l.ids, id)
 	if i < 0 {
 		return false
@@ -332,7 +365,7 @@ func (l *line) drop(id matrix.EventID) bool {
 func (t *tail) shrink() {
 	all := slices.Clone(t.main.pos)
 	for _, l := range t.threads {
-		all = append(all, l.pos...)
+		all = append(append(all, l.pos...), l.quiet...)
 	}
 	if len(all) == 0 {
 		t.size = 0
@@ -344,7 +377,7 @@ func (t *tail) shrink() {
 	t.main.shrink(t.floor)
 	t.threads = slices.DeleteFunc(t.threads, func(l *line) bool {
 		l.shrink(t.floor)
-		if len(l.pos) == 0 {
+		if len(l.pos)+len(l.quiet) == 0 {
 			delete(t.byRoot, l.root)
 			return true
 		}
@@ -374,6 +407,8 @@ func (l *line) shrink(floor stream.Pos) {
 	n := len(l.pos) - after(l.pos, floor)
 	l.pos, l.ids = slices.Clone(l.pos[n:]), slices.Clone(l.ids[n:])
 	l.high = slices.Clone(l.high[len(l.high)-after(l.high, floor):])
+	n = len(l.quiet) - after(l.quiet, floor)
+	l.quiet, l.quietIDs = slices.Clone(l.quiet[n:]), slices.Clone(l.quietIDs[n:])
 }
 
 // extend reads older events, as far as pos or the bound.
@@ -426,6 +461,7 @@ func (t *tail) powersNow() *powers {
 
 // prepend puts an older tail before this one.
 func (t *tail) prepend(o *tail) {
+	t.unsaid = max(t.unsaid, o.unsaid)
 	t.main.prepend(&o.main)
 	for _, l := range o.threads {
 		if have := t.byRoot[l.root]; have != nil {
@@ -449,6 +485,7 @@ func (t *tail) prepend(o *tail) {
 
 func (l *line) prepend(o *line) {
 	l.pos, l.ids, l.high = append(o.pos, l.pos...), append(o.ids, l.ids...), append(o.high, l.high...)
+	l.quiet, l.quietIDs = append(o.quiet, l.quiet...), append(o.quietIDs, l.quietIDs...)
 }
 
 var errNotJoined = errors.New("not joined")

@@ -47,57 +47,91 @@ func (s *Subscriptions) Known(room matrix.RoomID, root matrix.EventID) (Follower
 
 // Of reads a thread's followers; call it outside a transaction.
 func (s *Subscriptions) Of(ctx context.Context, room matrix.RoomID, root matrix.EventID) (Followers, error) {
-	key := thread{room, root}
 	if f, ok := s.Known(room, root); ok {
 		return f, nil
 	}
+	all, err := s.OfAll(ctx, room, []matrix.EventID{root})
+	return all[root], err
+}
+
+// OfAll reads the followers of several threads of a room; call it outside a
+// transaction.
+func (s *Subscriptions) OfAll(ctx context.Context, room matrix.RoomID, roots []matrix.EventID) (map[matrix.EventID]Followers, error) {
+	out := make(map[matrix.EventID]Followers, len(roots))
+	mine, others := map[matrix.EventID]*load{}, map[matrix.EventID]*load{}
 	s.mu.Lock()
-	l := s.loading[key]
-	if l != nil {
-		s.mu.Unlock()
+	for _, root := range roots {
+		key := thread{room, root}
+		if f, ok := s.threads[key]; ok {
+			out[root] = f
+		} else if l := s.loading[key]; l == nil {
+			mine[root] = &load{done: make(chan struct{})}
+			s.loading[key] = mine[root]
+		} else if mine[root] == nil {
+			others[root] = l
+		}
+	}
+	s.mu.Unlock()
+	if err := s.read(context.WithoutCancel(ctx), room, mine, out); err != nil {
+		return nil, fmt.Errorf("reading the followers of threads: %w", err)
+	}
+	for root, l := range others {
 		select {
 		case <-l.done:
-			return l.list, l.err
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
+		if l.err != nil {
+			return nil, l.err
+		}
+		out[root] = l.list
 	}
-	l = &load{done: make(chan struct{})}
-	s.loading[key] = l
-	s.mu.Unlock()
-
-	users, err := s.readFollowers(context.WithoutCancel(ctx), key)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	defer close(l.done)
-	delete(s.loading, key)
-	if err != nil {
-		l.err = fmt.Errorf("reading the followers of a thread: %w", err)
-		return nil, l.err
-	}
-	l.list = make(Followers, len(users))
-	for _, u := range users {
-		l.list[u] = struct{}{}
-	}
-	for _, c := range l.heard {
-		l.list.set(c)
-	}
-	if len(s.threads) >= maxThreads {
-		clear(s.threads)
-	}
-	s.threads[key] = l.list
-	return l.list, nil
+	return out, nil
 }
 
-func (s *Subscriptions) readFollowers(ctx context.Context, key thread) (users []matrix.UserID, err error) {
-	err = s.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
-		users, err = sqldb.Select(tx, func(r *sqldb.Rows) (u matrix.UserID, err error) {
-			err = r.Scan(&u)
-			return u, err
-		}, qFollowers, string(key.root), string(key.room))
+// read fills the loads of threads that nobody else reads, and out.
+func (s *Subscriptions) read(ctx context.Context, room matrix.RoomID, loads map[matrix.EventID]*load, out map[matrix.EventID]Followers) error {
+	if len(loads) == 0 {
+		return nil
+	}
+	roots := make([]string, 0, len(loads))
+	for root := range loads {
+		roots = append(roots, string(root))
+	}
+	type row struct {
+		root matrix.EventID
+		user matrix.UserID
+	}
+	var rows []row
+	err := s.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+		rows, err = sqldb.Select(tx, func(r *sqldb.Rows) (x row, err error) {
+			err = r.Scan(&x.root, &x.user)
+			return x, err
+		}, qFollowers, roots, string(room))
 		return err
 	})
-	return users, err
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.threads)+len(loads) > maxThreads {
+		clear(s.threads)
+	}
+	for root, l := range loads {
+		delete(s.loading, thread{room, root})
+		l.list, l.err = Followers{}, err
+	}
+	for _, x := range rows {
+		loads[x.root].list[x.user] = struct{}{}
+	}
+	for root, l := range loads {
+		for _, c := range l.heard {
+			l.list.set(c)
+		}
+		if err == nil {
+			s.threads[thread{room, root}], out[root] = l.list, l.list
+		}
+		close(l.done)
+	}
+	return err
 }
 
 func (f Followers) set(c *change) {
@@ -122,9 +156,6 @@ func (s *Subscriptions) hear(changes []stream.Change) {
 		}
 		if f, ok := s.threads[key]; ok {
 			f = maps.Clone(f) // readers may hold the old one
-			if f == nil {
-				f = Followers{}
-			}
 			f.set(c)
 			s.threads[key] = f
 		}

@@ -33,7 +33,7 @@ const (
 ON CONFLICT (user_id, room_id, root) DO UPDATE SET pos = excluded.pos, subscribed = excluded.subscribed, automatic = excluded.automatic, ended = excluded.ended`
 	qSince = `SELECT room_id, root, pos, subscribed, automatic FROM thread_subscriptions
 WHERE user_id = $1 AND pos > $2 AND pos <= $3 AND (subscribed OR $2 > 0) ORDER BY pos DESC LIMIT $4`
-	qFollowers = `SELECT user_id FROM thread_subscriptions WHERE root = $1 AND room_id = $2 AND subscribed`
+	qFollowers = `SELECT root, user_id FROM thread_subscriptions WHERE root = ANY($1) AND room_id = $2 AND subscribed`
 	qDelete    = `DELETE FROM thread_subscriptions WHERE user_id = $1`
 )
 
