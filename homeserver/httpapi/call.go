@@ -100,13 +100,11 @@ func (c *Call) Query(name string) string {
 		if strings.ContainsAny(key, "%+;") || strings.IndexByte(value, ';') >= 0 {
 			return c.Values().Get(name)
 		}
-		if key != name {
-			continue
+		if key == name {
+			if value, err := url.QueryUnescape(value); err == nil {
+				return value
+			}
 		}
-		if strings.ContainsAny(value, "%+") {
-			return c.Values().Get(name)
-		}
-		return value
 	}
 	return ""
 }

@@ -144,7 +144,7 @@ func (p *parked) loop() {
 			}
 			<-p.free
 		}
-		if err != nil && !errors.Is(err, errNotParked) || p.bye.Load() {
+		if err != nil && len(p.buf) == 0 || p.bye.Load() {
 			p.stop()
 			p.conn.Close()
 			return
@@ -169,8 +169,19 @@ var errNotParked = errors.New("not a request that waits")
 func (p *parked) next() (head int, err error) {
 	seen := 0
 	for {
-		if i := bytes.Index(p.buf[max(seen-3, 0):], []byte("\r\n\r\n")); i >= 0 {
-			return max(seen-3, 0) + i + 4, nil
+		for {
+			i := bytes.IndexByte(p.buf[seen:], '\n')
+			if i < 0 {
+				break
+			}
+			end := seen + i
+			if end == 0 || p.buf[end-1] != '\r' {
+				return 0, errNotParked
+			}
+			if end >= 3 && p.buf[end-2] == '\n' {
+				return end + 1, nil
+			}
+			seen = end + 1
 		}
 		seen = len(p.buf)
 		if err := p.fill(); err != nil {
