@@ -274,6 +274,7 @@ func TestParkedEnds(t *testing.T) {
 		b.say("x")
 		w.want(200, "x")
 		idle.want(200, "x")
+		eventually(t, "both ended", func() bool { return b.ended.Load() == 2 })
 		b.say("")
 		w.ask("GET /wait HTTP/1.1")
 		eventually(t, "one waits", func() bool { return b.waiting() == 1 })
