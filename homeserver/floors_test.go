@@ -29,7 +29,7 @@ var floors = []struct {
 		"history", "profiles", "receipts", "typing", "presence", "subscriptions", "push", "relations",
 		"search", "directory", "spaces", "media", "previews", "moderation",
 	}},
-	{5, []string{"clientsync", "slidingsync", "federation", "applications"}},
+	{5, []string{"clientsync", "slidingsync", "oldsync", "federation", "applications"}},
 	{6, []string{""}},
 	{7, []string{"hstest"}},
 }

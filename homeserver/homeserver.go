@@ -38,6 +38,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/moderation"
+	"github.com/carillon-chat/carillon/homeserver/oldsync"
 	"github.com/carillon-chat/carillon/homeserver/presence"
 	"github.com/carillon-chat/carillon/homeserver/previews"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
@@ -355,6 +356,10 @@ func (s *Server) build(ctx context.Context) error {
 	hist := history.New(history.Parts{
 		DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Data: data, Bundler: rel, Now: o.Now,
 	})
+	old := oldsync.New(oldsync.Parts{
+		DB: db, Log: l, Hub: s.hub, Events: store, Rooms: r, Data: data, Presence: pres, History: hist,
+		Published: dir.Published, InviteBlocked: inviteBlocked, Now: o.Now,
+	})
 	apps, err = applications.New(ctx, db, l, applications.Sources{
 		Events: store, Hub: s.hub, Receipts: rec, Typing: typ, Presence: pres, Aliases: dir,
 	}, applications.Options{Server: o.ServerName, Services: o.ApplicationServices, Transports: o.Transports, Now: o.Now})
@@ -398,7 +403,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	for _, routes := range [][]httpapi.Route{
 		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
-		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn, followed).Routes(), hist.Routes(), followed.Routes(hist), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
+		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn, followed).Routes(), hist.Routes(), old.Routes(), followed.Routes(hist), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
 	}

@@ -165,6 +165,11 @@ func (d *Data) All(_ context.Context, tx *sqldb.Tx, user matrix.UserID) (global 
 	return global, rooms, nil
 }
 
+// In returns a user's values of one room.
+func (d *Data) In(tx *sqldb.Tx, user matrix.UserID, room matrix.RoomID) ([]Entry, error) {
+	return sqldb.Select(tx, scanEntry, qIn, string(user), string(room))
+}
+
 // DeleteUser drops everything of a user whose account is closed.
 func (d *Data) DeleteUser(tx *sqldb.Tx, user matrix.UserID) error {
 	if _, err := tx.Exec(qDelete, string(user)); err != nil {

@@ -5,6 +5,7 @@ const (
 		ON CONFLICT (user_id, room_id, type) DO UPDATE SET content = excluded.content, pos = excluded.pos`
 	qGet = `SELECT content FROM account_data WHERE user_id = $1 AND room_id = $2 AND type = $3`
 	qAll = `SELECT room_id, type, content, pos FROM account_data WHERE user_id = $1`
+	qIn  = `SELECT room_id, type, content, pos FROM account_data WHERE user_id = $1 AND room_id = $2`
 	// qSince has no upper bound by row: a later value replaces the row, and then the later range delivers it.
 	qSince    = `SELECT room_id, type, content, pos FROM account_data WHERE user_id = $1 AND pos > $2 AND pos <= $3 ORDER BY pos`
 	qKept     = `SELECT user_id, type, content FROM account_data WHERE type IN ('m.ignored_user_list', 'm.invite_permission_config') AND room_id = ''`

@@ -53,7 +53,7 @@ func (h *History) getEvent(c *httpapi.Call) (any, error) {
 		if err := r.Complete(c.Ctx(), tx, []*events.Event{e}); err != nil {
 			return err
 		}
-		out = r.append(nil, e)
+		out = r.Append(nil, e)
 		return nil
 	})
 	if err != nil {
@@ -166,7 +166,7 @@ func (x *around) encode() []byte {
 	b = append(b, `,"end":`...)
 	b = matrix.AppendJSONString(b, Token(newest))
 	b = append(b, `,"event":`...)
-	b = x.read.append(b, x.event)
+	b = x.read.Append(b, x.event)
 	b = append(b, `,"events_before":`...)
 	b = x.read.AppendList(b, x.before)
 	b = append(b, `,"events_after":`...)

@@ -94,6 +94,22 @@ type Access struct {
 	upTo   stream.Pos // nothing after it: the user has left
 }
 
+// Room is the room that is read.
+func (a Access) Room() matrix.RoomID { return a.room }
+
+// UpTo is the position after which the user may read nothing.
+func (a Access) UpTo() stream.Pos { return a.upTo }
+
+// Standing is what a membership gives to read: all of a joined room, and of one
+// that was left what came before.
+func Standing(m rooms.Member, device matrix.DeviceID) Access {
+	a := Access{user: m.User, device: device, room: m.Room, joined: m.Membership == "join", upTo: last}
+	if !a.joined {
+		a.upTo = m.Pos
+	}
+	return a
+}
+
 // Open decides whether a user may read a room at all. It makes queries of its
 // own: call it outside a transaction.
 //
@@ -181,7 +197,8 @@ func (r *Reader) Complete(ctx context.Context, tx *sqldb.Tx, list []*events.Even
 	return nil
 }
 
-func (r *Reader) append(b []byte, e *events.Event) []byte {
+// Append adds an event in the form that clients get.
+func (r *Reader) Append(b []byte, e *events.Event) []byte {
 	f := events.ClientFormat{User: r.a.user, Device: r.a.device, Now: r.now, Relations: r.bundles[e.ID]}
 	if r.sight != nil && e.Pos != 0 { // of what is known as part of a state only nobody can say when it was
 		f.ReaderMembership = r.sight.Membership(e.Pos)
@@ -196,7 +213,7 @@ func (r *Reader) AppendList(b []byte, list []*events.Event) []byte {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = r.append(b, e)
+		b = r.Append(b, e)
 	}
 	return append(b, ']')
 }

@@ -74,7 +74,7 @@ func (h *History) getStateEvent(c *httpapi.Call) (any, error) {
 		return httpapi.Raw(e.Content()), nil
 	}
 	r := &Reader{h: h, a: a, now: h.Now()}
-	return httpapi.Raw(r.append(nil, e)), nil
+	return httpapi.Raw(r.Append(nil, e)), nil
 }
 
 func (h *History) entry(c *httpapi.Call, a Access, key state.Key) (e *events.Event, err error) {

@@ -45,10 +45,6 @@ var quirks = []struct{ why, old, new string }{
 		"getRoomStateWithKey: with format=event the answer is an object and a state event, which oneOf forbids",
 		`{"oneOf":[{"type":"object"},{"$ref":"#/$defs/state_event"}]}`, `{"anyOf":[{"type":"object"},{"$ref":"#/$defs/state_event"}]}`,
 	},
-	{
-		"initialSync and roomInitialSync: the memberships are from before knocking",
-		`"membership":{"type":"string","enum":["invite","join","leave","ban"]}`, `"membership":{"type":"string","enum":["invite","join","leave","ban","knock"]}`,
-	},
 }
 
 // loadSpec reads testdata/spec; see the NOTICE there.
