@@ -245,7 +245,7 @@ func (w *work) needsDB() bool {
 		if f == nil || r.LastEvent <= q.since.Pos || f.piece != nil && !f.mine {
 			continue
 		}
-		if !f.at || len(f.recent) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter && r.LastState > q.since.Pos ||
+		if !f.at || len(f.recent) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter != "" && r.LastState > q.since.Pos ||
 			q.filter.LazyMembers() || slices.ContainsFunc(f.recent, (*events.Event).Gap) {
 			return true
 		}

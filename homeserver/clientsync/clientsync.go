@@ -143,8 +143,8 @@ type request struct {
 	device     matrix.DeviceID
 	since      Token
 	initial    bool
-	full       bool // full_state
-	stateAfter bool
+	full       bool   // full_state
+	stateAfter string // the name under which the client wants the state after the timeline, "" for that before it
 	timeout    time.Duration
 	filter     *accountdata.Filter
 	ignored    accountdata.Ignored
@@ -226,12 +226,13 @@ func (s *Sync) parse(c *httpapi.Call) (*request, error) {
 	if q.full, err = c.Bool("full_state"); err != nil {
 		return nil, err
 	}
-	if q.stateAfter, err = c.Bool("use_state_after"); err != nil {
-		return nil, err
-	}
-	if !q.stateAfter {
-		if q.stateAfter, err = c.Bool("org.matrix.msc4222.use_state_after"); err != nil {
+	for _, prefix := range [...]string{"org.matrix.msc4222.", ""} { // who asks for both understands the stable one
+		after, err := c.Bool(prefix + "use_state_after")
+		if err != nil {
 			return nil, err
+		}
+		if after {
+			q.stateAfter = prefix + "state_after"
 		}
 	}
 	ms, err := c.QueryInt("timeout", 0, 0, int(maxTimeout/time.Millisecond))

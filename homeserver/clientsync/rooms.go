@@ -1,6 +1,7 @@
 package clientsync
 
 import (
+	"cmp"
 	"encoding/json"
 	"slices"
 	"strconv"
@@ -294,7 +295,7 @@ type timeline struct {
 	limited bool
 	start   stream.Pos // before the first event
 	state   []*events.Event
-	after   bool // state is that after the timeline
+	after   string // the name of the state after the timeline, "" if state is that before it
 }
 
 // cut sets the start of a timeline that does not reach back to where the client
@@ -467,14 +468,14 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, all bool) error {
 	t.after = w.q.stateAfter
 	end := t.start
-	if t.after {
+	if t.after != "" {
 		end = to
 	}
 	var rows []state.Row
 	var err error
 	switch {
 	case all:
-		if !t.after && !t.limited {
+		if t.after == "" && !t.limited {
 			end = 0 // the timeline reaches back to the beginning
 			if len(t.list) > 0 {
 				end = t.list[0].Pos - 1
@@ -550,11 +551,9 @@ func (w *work) appendTimeline(b []byte, t *timeline) []byte {
 	if len(b) > 0 && b[len(b)-1] != '{' {
 		b = append(b, ',')
 	}
-	if t.after {
-		b = append(b, `"state_after":{"events":[`...)
-	} else {
-		b = append(b, `"state":{"events":[`...)
-	}
+	b = append(b, '"')
+	b = append(b, cmp.Or(t.after, "state")...)
+	b = append(b, `":{"events":[`...)
 	for i, e := range t.state {
 		if i > 0 {
 			b = append(b, ',')

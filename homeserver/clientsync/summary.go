@@ -105,7 +105,7 @@ type sharedKey struct {
 	room     matrix.RoomID
 	from, to stream.Pos
 	filter   *accountdata.Filter
-	after    bool
+	after    string
 }
 
 func (w *work) sharedKey(id matrix.RoomID) sharedKey {

@@ -105,6 +105,11 @@ func TestStateOfGappySyncs(t *testing.T) {
 	if topic := r.Get(`state_after.events.#(type=="m.room.topic").content.topic`).Str; topic != "two" || r.Get("state").Exists() {
 		t.Errorf("the state after is %s", r.Raw)
 	}
+	// Clients from before the specification had it ask under another name, and read that name.
+	r = bob.RawSync(since, limit, "org.matrix.msc4222.use_state_after=true").Get(in("join", room))
+	if topic := r.Get(`org\.matrix\.msc4222\.state_after.events.#(type=="m.room.topic").content.topic`).Str; topic != "two" || r.Get("state").Exists() || r.Get("state_after").Exists() {
+		t.Errorf("under the unstable name the state after is %s", r.Raw)
+	}
 	// And where nothing is left out.
 	since = bob.RawSync("").Get("next_batch").Str
 	setState(t, alice, room, "m.room.topic", "", map[string]any{"topic": "three"})
