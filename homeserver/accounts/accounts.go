@@ -1,8 +1,8 @@
 // Package accounts knows who may use the server: users, their passwords, access and refresh tokens, log-in,
 // registration, interactive authentication, and the application services' right to act as users.
 //
-// Tables: users, access_tokens, refresh_tokens, login_tokens, registration_tokens, uia_sessions. Of tokens only
-// the SHA-256 is stored.
+// Tables: users, access_tokens, refresh_tokens, login_tokens, registration_tokens, uia_sessions, accepted_policies,
+// deactivations. Of tokens only the SHA-256 is stored.
 //
 // Spec: client-server-api#client-authentication, client-server-api#account-moderation,
 // client-server-api#server-administration, application-service-api#identity-assertion
@@ -24,6 +24,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/pages"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
 
@@ -54,11 +55,15 @@ type DeviceHook struct {
 
 // Registration says who may make an account.
 type Registration struct {
-	Enabled      bool   // anybody, by one of the flows below
+	Enabled      bool   // anybody, by one of the flows
 	Dummy        bool   // flow m.login.dummy
 	Tokens       bool   // flow m.login.registration_token
 	Guests       bool   // kind=guest
 	SharedSecret string // switches /_synapse/admin/v1/register on
+	// Flows take the place of Dummy and Tokens, each a list of stages.
+	Flows []Flow
+	// Policies have to be accepted, in a stage that is added to the flows which do not name it.
+	Policies []Policy
 }
 
 // Options are what accounts takes from the configuration.
@@ -72,6 +77,7 @@ type Options struct {
 	LoginBurst          int           // attempts at once; 0: 5
 	ApplicationServices []*ApplicationService
 	Admins              []matrix.UserID // administrators by configuration, beside those in the database
+	Language            string          // of pages for browsers that name none: zh or en; empty: zh
 	Now                 matrix.Now
 }
 
@@ -90,8 +96,11 @@ type Accounts struct {
 	byID     map[string]*ApplicationService
 	admins   map[matrix.UserID]bool
 
-	onDeactivate []func(ctx context.Context, user matrix.UserID, erase bool) error
-	onCreate     []func(ctx context.Context, user matrix.UserID, displayName string) error
+	onDeactivate      []func(ctx context.Context, user matrix.UserID, erase bool) error
+	onDeactivateLater []func(ctx context.Context, user matrix.UserID, erase bool) error
+	onCreate          []func(ctx context.Context, user matrix.UserID, displayName string) error
+	contacts          Contacts
+	closing           closing
 
 	mu       sync.RWMutex
 	users    map[matrix.UserID]*User
@@ -125,6 +134,11 @@ func New(ctx context.Context, db *sqldb.DB, devices Devices, opts Options) (*Acc
 	}
 	a.hasher = newHasher(opts.Passwords)
 	a.uia = &UIA{a: a}
+	a.uia.addStages()
+	a.closing.bell = make(chan struct{}, 1)
+	if a.opts.Language == "" {
+		a.opts.Language = pages.Chinese
+	}
 	a.sessions.init()
 	for _, u := range opts.Admins {
 		a.admins[u] = true
@@ -160,11 +174,6 @@ func (a *Accounts) ensureSender(ctx context.Context, as *ApplicationService) err
 		return nil
 	}
 	return a.Create(ctx, NewUser{ID: id, AppService: as.ID})
-}
-
-// OnDeactivate adds what has to happen when an account closes (leave rooms, forget profile). Call it before serving.
-func (a *Accounts) OnDeactivate(fn func(ctx context.Context, user matrix.UserID, erase bool) error) {
-	a.onDeactivate = append(a.onDeactivate, fn)
 }
 
 // OnCreate adds what has to happen after an account was made; displayName may be empty. Call it before serving.
@@ -210,8 +219,11 @@ const (
 	expiredKept = 30 * 24 * time.Hour
 )
 
-// Run removes what has expired until ctx ends.
+// Run removes what has expired, and what closed accounts have left, until ctx ends.
 func (a *Accounts) Run(ctx context.Context) error {
+	var closing sync.WaitGroup
+	defer closing.Wait()
+	closing.Go(func() { a.runClosing(ctx) })
 	for {
 		if err := a.cleanup(ctx); err != nil && ctx.Err() == nil {
 			log.WithError(err).Warn("removing expired tokens failed")

@@ -115,7 +115,7 @@ func TestGuests(t *testing.T) {
 		t.Errorf("whoami: %v", w.body)
 	}
 	s.do("POST", v3+"/account/deactivate", r.str("access_token"), obj{}).want(401, "")
-	s.do("GET", v3+"/account/3pid", r.str("access_token"), nil).want(403, "M_GUEST_ACCESS_FORBIDDEN")
+	s.do("POST", "/_matrix/client/v1/login/get_token", r.str("access_token"), obj{}).want(403, "M_GUEST_ACCESS_FORBIDDEN")
 }
 
 func TestRegistrationTokens(t *testing.T) {
@@ -188,7 +188,10 @@ func TestLoginAndLogout(t *testing.T) {
 		{obj{"type": "m.login.password", "password": "x"}, 400, "M_MISSING_PARAM"},
 		{obj{"type": "m.login.password", "user": "alice"}, 400, "M_MISSING_PARAM"},
 		{obj{"type": "m.login.fingerprint"}, 400, "M_UNKNOWN"},
-		{obj{"type": "m.login.password", "identifier": obj{"type": "m.id.thirdparty"}, "password": "x"}, 403, "M_FORBIDDEN"},
+		{obj{"type": "m.login.password", "identifier": obj{"type": "m.id.thirdparty"}, "password": "x"}, 400, "M_MISSING_PARAM"},
+		{obj{"type": "m.login.password", "identifier": obj{"type": "m.id.thirdparty", "medium": "email", "address": "a@b.example"}, "password": "x"}, 403, "M_FORBIDDEN"},
+		{obj{"type": "m.login.password", "identifier": obj{"type": "m.id.phone", "country": "GB", "phone": "1"}, "password": "x"}, 403, "M_FORBIDDEN"},
+		{obj{"type": "m.login.password", "identifier": obj{"type": "m.id.phone", "phone": "1"}, "password": "x"}, 400, "M_MISSING_PARAM"},
 		{obj{"type": "m.login.password", "identifier": obj{"type": "m.id.odd"}, "password": "x"}, 400, "M_UNKNOWN"},
 		{obj{"type": "m.login.token"}, 400, "M_MISSING_PARAM"},
 		{obj{"type": "m.login.token", "token": "x"}, 403, "M_FORBIDDEN"},

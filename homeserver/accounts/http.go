@@ -32,7 +32,8 @@ func (a *Accounts) Routes() []httpapi.Route {
 		{Method: get, Path: clientV3 + "/account/whoami", Auth: user, RateLimit: true, AllowSuspended: true, AllowGuest: true, Handler: a.whoami},
 		{Method: post, Path: clientV3 + "/account/password", Auth: httpapi.AuthOptional, RateLimit: true, MaxBody: smallBody, AllowSuspended: true, Handler: a.changePassword},
 		{Method: post, Path: clientV3 + "/account/deactivate", Auth: httpapi.AuthOptional, RateLimit: true, MaxBody: smallBody, AllowSuspended: true, Handler: a.deactivate},
-		{Method: get, Path: clientV3 + "/account/3pid", Auth: user, AllowSuspended: true, Handler: a.threepids},
+		{Method: get, Path: clientV3 + "/auth/{type}/fallback/web", Auth: open, RateLimit: true, Handler: a.uia.fallback},
+		{Method: post, Path: clientV3 + "/auth/{type}/fallback/web", Auth: open, RateLimit: true, MaxBody: smallBody, Handler: a.uia.fallback},
 	}
 	if a.opts.Registration.SharedSecret != "" {
 		const path = "/_synapse/admin/v1/register"
@@ -76,7 +77,8 @@ func (a *Accounts) changePassword(c *httpapi.Call) (any, error) {
 
 func (a *Accounts) deactivate(c *httpapi.Call) (any, error) {
 	var req struct {
-		Erase bool `json:"erase"`
+		Erase    bool   `json:"erase"`
+		IDServer string `json:"id_server"`
 	}
 	if err := c.Body(&req); err != nil {
 		return nil, err
@@ -85,28 +87,33 @@ func (a *Accounts) deactivate(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	result := "success"
+	if a.contacts.Unbind != nil && !a.contacts.Unbind(c.Ctx(), user, req.IDServer) {
+		result = "no-support"
+	}
 	if err := a.Deactivate(c.Ctx(), user, req.Erase); err != nil {
 		return nil, err
 	}
-	return map[string]string{"id_server_unbind_result": "success"}, nil
+	return map[string]string{"id_server_unbind_result": result}, nil
 }
 
 // proven is the account a request may change: the caller's after interactive authentication, or, without a token,
-// the one whose password the client knows.
+// the one whose password the client knows or whose address it has proven.
 func (a *Accounts) proven(c *httpapi.Call) (matrix.UserID, matrix.DeviceID, error) {
 	if c.Caller != nil {
 		return c.Caller.User, c.Caller.Device, a.uia.Require(c)
 	}
-	s, err := a.uia.check(c, "", []Flow{{StagePassword}})
+	flows, err := a.uia.usual(c.Ctx(), "", operation(c))
 	if err != nil {
 		return "", "", err
 	}
-	if err := a.mayLogin(s.user); err != nil {
+	p, err := a.uia.check(c, "", flows)
+	if err != nil {
 		return "", "", err
 	}
-	return s.user, "", a.uia.finish(c.Ctx(), s)
-}
-
-func (a *Accounts) threepids(*httpapi.Call) (any, error) {
-	return map[string]any{"threepids": []any{}}, nil
+	defer p.release()
+	if err := a.mayLogin(p.User); err != nil {
+		return "", "", err
+	}
+	return p.User, "", a.uia.finish(c.Ctx(), p)
 }

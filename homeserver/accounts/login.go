@@ -31,6 +31,8 @@ type loginRequest struct {
 	Type        string          `json:"type"`
 	Identifier  *identifier     `json:"identifier"`
 	User        string          `json:"user"`
+	Medium      string          `json:"medium"`  // deprecated
+	Address     string          `json:"address"` // deprecated
 	Password    *string         `json:"password"`
 	Token       *string         `json:"token"`
 	DeviceID    matrix.DeviceID `json:"device_id"`
@@ -38,26 +40,13 @@ type loginRequest struct {
 	Refresh     bool            `json:"refresh_token"`
 }
 
-// name is the user the request speaks of.
-func (r *loginRequest) name() (string, error) {
-	if r.Identifier == nil {
-		if r.User == "" {
-			return "", matrix.MissingParam("identifier is needed")
-		}
-		return r.User, nil
+// whom finds the user that the request speaks of; the older fields mean the same as an identifier.
+func (a *Accounts) whom(ctx context.Context, r *loginRequest) (identified, error) {
+	i := r.Identifier
+	if i == nil && r.User == "" && r.Medium != "" {
+		i = &identifier{Type: "m.id.thirdparty", Medium: r.Medium, Address: r.Address}
 	}
-	switch r.Identifier.Type {
-	case "m.id.user":
-		if r.Identifier.User == "" {
-			return "", matrix.MissingParam("identifier.user is needed")
-		}
-		return r.Identifier.User, nil
-	case "m.id.thirdparty", "m.id.phone":
-		return "", matrix.Forbidden("no account has this address")
-	case "":
-		return "", matrix.MissingParam("identifier.type is needed")
-	}
-	return "", matrix.Unknown("identifier type %q is not known", r.Identifier.Type)
+	return a.identified(ctx, i, r.User)
 }
 
 func (a *Accounts) login(c *httpapi.Call) (any, error) {
@@ -98,18 +87,14 @@ func (a *Accounts) login(c *httpapi.Call) (any, error) {
 }
 
 func (a *Accounts) loginPassword(c *httpapi.Call, req *loginRequest) (matrix.UserID, error) {
-	name, err := req.name()
+	who, err := a.whom(c.Ctx(), req)
 	if err != nil {
 		return "", err
 	}
 	if req.Password == nil {
 		return "", matrix.MissingParam("password is needed")
 	}
-	user := matrix.UserID(name)
-	if u, ok := a.localUser(name); ok {
-		user = u.ID
-	}
-	return user, a.checkLogin(c.Ctx(), user, *req.Password)
+	return who.user, a.checkLogin(c.Ctx(), who.user, *req.Password)
 }
 
 // loginService is a log-in by an application service for a user of its namespaces.
@@ -118,16 +103,16 @@ func (a *Accounts) loginService(c *httpapi.Call, req *loginRequest) (matrix.User
 	if err != nil {
 		return "", err
 	}
-	name, err := req.name()
+	who, err := a.whom(c.Ctx(), req)
 	if err != nil {
 		return "", err
 	}
-	u, ok := a.localUser(name)
+	u, ok := a.User(who.user)
 	if !ok {
 		// Whether it is outside the namespaces or not made yet, the service cannot be that user.
-		id := matrix.UserID(name)
-		if name[0] != '@' {
-			id = matrix.NewUserID(name, a.opts.ServerName)
+		id := who.user
+		if id[0] != '@' {
+			id = matrix.NewUserID(string(id), a.opts.ServerName)
 		}
 		if !as.OwnsUser(id) {
 			return "", exclusive(id)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha1" //nolint:gosec // the algorithm of the shared-secret protocol
 	"crypto/subtle"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -56,10 +57,11 @@ func (a *Accounts) register(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer s.release()
 	if req.Password == "" {
 		return nil, matrix.MissingParam("password is needed")
 	}
-	answer, err := a.finishRegistration(c, &req, NewUser{ID: user, Password: req.Password, RegistrationToken: s.regToken})
+	answer, err := a.finishRegistration(c, &req, NewUser{ID: user, Password: req.Password, RegistrationToken: s.Evidence[StageToken], Evidence: s.Evidence})
 	if err != nil {
 		return nil, err
 	}
@@ -67,16 +69,29 @@ func (a *Accounts) register(c *httpapi.Call) (any, error) {
 }
 
 func (a *Accounts) registrationFlows() []Flow {
-	var flows []Flow
-	if r := a.opts.Registration; r.Enabled {
-		if r.Tokens {
-			flows = append(flows, Flow{StageToken})
-		}
-		if r.Dummy {
-			flows = append(flows, Flow{StageDummy})
+	r := a.opts.Registration
+	if !r.Enabled {
+		return nil
+	}
+	flows := slices.Clone(r.Flows)
+	if len(flows) == 0 && r.Tokens {
+		flows = append(flows, Flow{StageToken})
+	}
+	if len(r.Flows) == 0 && r.Dummy {
+		flows = append(flows, Flow{StageDummy})
+	}
+	for i, f := range flows {
+		if len(r.Policies) > 0 && !slices.Contains(f, StageTerms) {
+			// Open registration asks for the terms alone.
+			flows[i] = append(slices.DeleteFunc(slices.Clone(f), func(s string) bool { return s == StageDummy }), StageTerms)
 		}
 	}
 	return flows
+}
+
+// byToken says whether people register by token.
+func (a *Accounts) byToken() bool {
+	return slices.ContainsFunc(a.registrationFlows(), func(f Flow) bool { return slices.Contains(f, StageToken) })
 }
 
 // registerByService makes a user of an application service: one write, no password hash to compute.
@@ -173,7 +188,7 @@ func (a *Accounts) available(c *httpapi.Call) (any, error) {
 }
 
 func (a *Accounts) tokenValidity(c *httpapi.Call) (any, error) {
-	if r := a.opts.Registration; !r.Enabled || !r.Tokens {
+	if !a.byToken() {
 		return nil, matrix.Forbidden("registration by token is not open on this server")
 	}
 	if !c.Values().Has("token") {

@@ -55,9 +55,18 @@ const (
 	qUseRegToken    = `UPDATE registration_tokens SET completed = completed + 1
  WHERE token = $1 AND (uses_allowed < 0 OR completed < uses_allowed)`
 
-	qInsertUIA = `INSERT INTO uia_sessions (id, user_id, operation, created_at) VALUES ($1, $2, $3, $4)`
-	qUIA       = `SELECT user_id, operation, completed, registration_token FROM uia_sessions WHERE id = $1`
-	qSetUIA    = `UPDATE uia_sessions SET completed = $2, registration_token = $3 WHERE id = $1`
+	qInsertUIA = `INSERT INTO uia_sessions (id, user_id, operation, completed, flows, evidence, registration_token, created_at)
+ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)`
+	qUIA       = `SELECT user_id, operation, completed, flows, evidence, created_at FROM uia_sessions WHERE id = $1`
+	qSetUIA    = `UPDATE uia_sessions SET user_id = $2, completed = $3, evidence = $4, registration_token = $5 WHERE id = $1`
+	qUserUIA   = `DELETE FROM uia_sessions WHERE user_id = $1`
 	qDeleteUIA = `DELETE FROM uia_sessions WHERE id = $1`
-	qOldUIA    = `DELETE FROM uia_sessions WHERE created_at < $1`
+	qAccept    = `INSERT INTO accepted_policies (user_id, policy, version, accepted_at) VALUES ($1, $2, $3, $4)`
+
+	qInsertDeactivation = `INSERT INTO deactivations (user_id, erase, created_at) VALUES ($1, $2, $3)
+ ON CONFLICT (user_id) DO UPDATE SET erase = deactivations.erase OR excluded.erase`
+	qDeactivations   = `SELECT user_id, erase FROM deactivations WHERE user_id > $1 ORDER BY user_id LIMIT $2`
+	qEndDeactivation = `DELETE FROM deactivations WHERE user_id = $1 AND erase = $2`
+
+	qOldUIA = `DELETE FROM uia_sessions WHERE created_at < $1`
 )

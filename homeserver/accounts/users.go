@@ -2,8 +2,10 @@ package accounts
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -40,6 +42,8 @@ type NewUser struct {
 	DisplayName  string // given to the OnCreate hooks
 	// RegistrationToken is counted as used in the same transaction.
 	RegistrationToken string
+	// Evidence is what the stages of the registration have proven, by their type.
+	Evidence map[string]string
 }
 
 func (a *Accounts) load(ctx context.Context) error {
@@ -136,6 +140,9 @@ func (a *Accounts) create(ctx context.Context, nu NewUser, login *login) error {
 		if _, err := tx.Exec(qInsertUser, string(nu.ID), matrix.Millis(now), hash, nu.AppService, nu.Admin, nu.Guest); err != nil {
 			return err
 		}
+		if err := a.registered(tx, nu, now); err != nil {
+			return err
+		}
 		if login != nil {
 			return a.issue(tx, login)
 		}
@@ -162,6 +169,25 @@ func (a *Accounts) create(ctx context.Context, nu NewUser, login *login) error {
 		}
 	}
 	return nil
+}
+
+// registered keeps what a registration has proven, in the transaction that makes the account.
+func (a *Accounts) registered(tx *sqldb.Tx, nu NewUser, now time.Time) error {
+	if versions := nu.Evidence[StageTerms]; versions != "" {
+		var m map[string]string
+		if err := json.Unmarshal([]byte(versions), &m); err != nil {
+			return err
+		}
+		for _, policy := range slices.Sorted(maps.Keys(m)) {
+			if _, err := tx.Exec(qAccept, string(nu.ID), policy, m[policy], matrix.Millis(now)); err != nil {
+				return err
+			}
+		}
+	}
+	if len(nu.Evidence) == 0 || a.contacts.Registered == nil {
+		return nil
+	}
+	return a.contacts.Registered(tx, nu.ID, nu.Evidence)
 }
 
 // reserve takes a user ID for a registration under way, so that the database never sees two of them.
@@ -270,38 +296,6 @@ func (a *Accounts) checkPassword(password string) error {
 		return matrix.NewError(400, "M_WEAK_PASSWORD", "a password needs %d characters at least", a.opts.MinPassword)
 	}
 	return nil
-}
-
-// Deactivate closes an account for ever: password, sessions and devices go, and the hooks run (leaving rooms, …).
-// Deactivating twice repeats the hooks, so that what failed before is done then.
-func (a *Accounts) Deactivate(ctx context.Context, id matrix.UserID, erase bool) error {
-	if !a.Exists(id) {
-		return matrix.NotFound("no user %s", id)
-	}
-	err := a.db.Write(ctx, func(tx *sqldb.Tx) error {
-		for _, q := range []string{qUserAccess, qUserRefresh, qUserLogin} {
-			if _, err := tx.Exec(q, string(id)); err != nil {
-				return err
-			}
-		}
-		_, err := tx.Exec(qDeactivate, string(id), erase)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("deactivating account: %w", err)
-	}
-	a.change(id, func(u *User) {
-		u.Deactivated, u.HasPassword = true, false
-		u.Erased = u.Erased || erase
-	})
-	if err := a.devices.DeleteOthers(ctx, id, ""); err != nil {
-		return fmt.Errorf("removing devices: %w", err)
-	}
-	var failed error
-	for _, fn := range a.onDeactivate {
-		failed = errors.Join(failed, fn(ctx, id, erase))
-	}
-	return failed
 }
 
 // validLocalpart checks the grammar of new user IDs.

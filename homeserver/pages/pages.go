@@ -11,6 +11,7 @@ import (
 	"bytes"
 	_ "embed"
 	"html/template"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -157,4 +158,20 @@ func (p Page) Write(w http.ResponseWriter) error {
 	}
 	_, _ = w.Write(b.Bytes()) // the reader may have gone
 	return nil
+}
+
+// maxForm bounds what a form may bring.
+const maxForm = 16 << 10
+
+// ReadForm reads what a form has brought.
+func ReadForm(r io.Reader) (url.Values, error) {
+	b, err := io.ReadAll(io.LimitReader(r, maxForm+1))
+	if err != nil || len(b) > maxForm {
+		return nil, matrix.InvalidParam("the form cannot be read")
+	}
+	v, err := url.ParseQuery(string(b))
+	if err != nil {
+		return nil, matrix.InvalidParam("the form cannot be read")
+	}
+	return v, nil
 }
