@@ -49,10 +49,13 @@ func (s *Server) getVersions(*httpapi.Call) (any, error) {
 			"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
 		},
 		"unstable_features": map[string]bool{
-			"org.matrix.msc4222":            true,               // state_after
-			"org.matrix.msc4133.stable":     true,               // profile fields
-			"org.matrix.simplified_msc3575": true,               // sliding sync
-			"org.matrix.msc4306":            s.opts.ThreadRules, // thread subscriptions
+			"org.matrix.msc4140":            s.opts.Realtime.MaxScheduled >= 0, // delayed events
+			"org.matrix.msc4143":            true,                              // transports of calls
+			"org.matrix.msc4354":            true,                              // sticky events
+			"org.matrix.msc4222":            true,                              // state_after
+			"org.matrix.msc4133.stable":     true,                              // profile fields
+			"org.matrix.simplified_msc3575": true,                              // sliding sync
+			"org.matrix.msc4306":            s.opts.ThreadRules,                // thread subscriptions
 		},
 	}, nil
 }
@@ -63,13 +66,14 @@ func (s *Server) getCapabilities(*httpapi.Call) (any, error) {
 		available[v] = "stable"
 	}
 	return map[string]any{"capabilities": map[string]any{
-		"m.room_versions":   map[string]any{"default": s.rooms.DefaultVersion(), "available": available},
-		"m.change_password": map[string]bool{"enabled": true},
-		"m.set_displayname": map[string]bool{"enabled": true},
-		"m.set_avatar_url":  map[string]bool{"enabled": true},
-		"m.profile_fields":  map[string]bool{"enabled": true},
-		"m.3pid_changes":    map[string]bool{"enabled": false},
-		"m.get_login_token": map[string]bool{"enabled": true},
+		"org.matrix.msc4140.delayed_events": s.delayed.Capability(),
+		"m.room_versions":                   map[string]any{"default": s.rooms.DefaultVersion(), "available": available},
+		"m.change_password":                 map[string]bool{"enabled": true},
+		"m.set_displayname":                 map[string]bool{"enabled": true},
+		"m.set_avatar_url":                  map[string]bool{"enabled": true},
+		"m.profile_fields":                  map[string]bool{"enabled": true},
+		"m.3pid_changes":                    map[string]bool{"enabled": false},
+		"m.get_login_token":                 map[string]bool{"enabled": true},
 	}}, nil
 }
 
@@ -77,7 +81,11 @@ func (s *Server) getWellKnown(*httpapi.Call) (any, error) {
 	if s.opts.PublicURL == "" {
 		return nil, matrix.NotFound("nothing is published here")
 	}
-	return map[string]any{"m.homeserver": map[string]string{"base_url": strings.TrimSuffix(s.opts.PublicURL, "/")}}, nil
+	body := map[string]any{"m.homeserver": map[string]string{"base_url": strings.TrimSuffix(s.opts.PublicURL, "/")}}
+	if list := s.rtcTransports(); len(list) > 0 {
+		body["org.matrix.msc4143.rtc_foci"] = list
+	}
+	return body, nil
 }
 
 // getTURN makes a log-in for the TURN server that is good for a while.

@@ -26,6 +26,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/applications"
 	"github.com/carillon-chat/carillon/homeserver/clientsync"
+	"github.com/carillon-chat/carillon/homeserver/delayed"
 	"github.com/carillon-chat/carillon/homeserver/devices"
 	"github.com/carillon-chat/carillon/homeserver/directory"
 	"github.com/carillon-chat/carillon/homeserver/e2ee"
@@ -82,12 +83,13 @@ type Options struct {
 	Media        Media
 	Previews     Previews
 	TURN         TURN
+	Realtime     Realtime
 	PublicURL    string // for /.well-known/matrix/client
 	AllUsers     bool   // the user directory finds everybody of this server
 	InsecurePush bool   // push gateways may be plain HTTP
 	// ThreadRules and LegacyMentions add predefined push rules; see push.Options.
 	ThreadRules, LegacyMentions bool
-	Now          matrix.Now
+	Now                         matrix.Now
 }
 
 // Federation says how other servers are reached.
@@ -129,6 +131,7 @@ type Server struct {
 
 	accounts *accounts.Accounts
 	rooms    *rooms.Rooms
+	delayed  *delayed.Delayed
 	client   *fedclient.Client
 	runs     []run
 }
@@ -259,6 +262,7 @@ func (s *Server) build(ctx context.Context) error {
 			return dir.ClaimAlias(tx, alias, room, creator)
 		},
 		Publish: func(tx *sqldb.Tx, room matrix.RoomID) error { return dir.Publish(tx, room) },
+		Delay:   func(c *httpapi.Call, d rooms.Draft) (any, error) { return s.delayed.Accept(c, d) },
 		ResolveAlias: func(ctx context.Context, alias matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error) {
 			return dir.Resolve(ctx, alias)
 		},
@@ -330,6 +334,9 @@ func (s *Server) build(ctx context.Context) error {
 		DB: db, Log: l, Events: store, Hub: s.hub, Rooms: r, Accounts: acc, Data: data, Push: notify, Directory: dir, Now: o.Now,
 	})
 	if err != nil {
+		return err
+	}
+	if err := s.realtime(ctx, acc, store); err != nil {
 		return err
 	}
 	pages, err := s.previews(ctx, files)

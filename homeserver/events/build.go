@@ -37,6 +37,7 @@ type Proto struct {
 	StateKey   *string
 	Content    json.RawMessage
 	Redacts    matrix.EventID
+	Sticky     *int64 // ms, nil for none
 	PrevEvents []matrix.EventID
 	AuthEvents []matrix.EventID // with the create event; left out where the version says so
 	Depth      int64
@@ -159,6 +160,7 @@ func (w *pduWriter) write(b, content, hashes, signatures []byte) []byte {
 		b = append(b, `,"hashes":`...)
 		b = append(b, hashes...)
 	}
+	b = appendSticky(b, p.Sticky)
 	b = append(b, `,"origin_server_ts":`...)
 	b = strconv.AppendInt(b, p.Time.UnixMilli(), 10)
 	b = append(b, `,"prev_events":`...)
@@ -190,7 +192,9 @@ func (w *pduWriter) write(b, content, hashes, signatures []byte) []byte {
 func (w *pduWriter) redacted(hashes []byte) ([]byte, error) {
 	if !protected(w.p.Type) && w.p.Redacts == "" {
 		// Redaction empties the content of all other types, in every version.
-		return w.write(make([]byte, 0, len(w.refs)+len(w.prev)+512), []byte("{}"), hashes, nil), nil
+		bare := *w
+		bare.p.Sticky = nil
+		return bare.write(make([]byte, 0, len(w.refs)+len(w.prev)+512), []byte("{}"), hashes, nil), nil
 	}
 	return RedactPDU(w.encode(hashes, nil), w.p.Version)
 }
@@ -224,6 +228,9 @@ func buildV1(p Proto, content []byte, by Signer) (*Event, error) {
 	}
 	if p.Redacts != "" {
 		doc["redacts"] = p.Redacts
+	}
+	if p.Sticky != nil {
+		doc[stickyField] = map[string]int64{"duration_ms": *p.Sticky}
 	}
 	if p.StateKey != nil {
 		doc["state_key"], doc["prev_state"] = *p.StateKey, []string{} // compat: older servers expect prev_state
@@ -281,6 +288,7 @@ func (e *Event) derive() {
 	if e.Type == spec.MRoomMember {
 		e.Membership = r[1].Str
 	}
+	e.Sticky = stickiness(e.JSON)
 	if e.Type == spec.MRoomRedaction {
 		e.Redacts = matrix.EventID(r[2].Str)
 		if redactsInContent(e.Version) {

@@ -15,6 +15,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,6 +34,7 @@ const (
 	FlagOutlier                // known only as part of a state or an auth chain
 	FlagBackfilled             // fetched as history
 	FlagGap                    // not all is known of what comes right before it
+	FlagPolicy                 // soft-failed as the room's policy server did not sign it
 )
 
 // Event is one stored or newly built event.
@@ -60,6 +62,7 @@ type Event struct {
 	Redaction  *Event // the event of RedactedBy, where it was loaded
 	Target     *Event // of a redaction: the redacted form of its target
 	Membership string // content.membership of a member event
+	Sticky     int64  // how long, in ms from its time, clients hear of it in any case (MSC4354); 0: no sticky event
 	Resolved   *Resolved
 	client     atomic.Pointer[[]byte]
 }
@@ -173,6 +176,23 @@ func TxnKey(device matrix.DeviceID, endpoint, txn string) string {
 	return string(device) + "\x1f" + endpoint + "\x1f" + txn
 }
 
+// delayed is the endpoint of the transactions by which the server itself sends a
+// delayed event, whichever device asked for it.
+const delayed = "\x1fdelayed\x1f"
+
+// DelayTxn is the transaction of a delayed event: it can be sent once only.
+func DelayTxn(id string) string { return delayed + id }
+
+// DelayID is the ID of the delayed event that became this one, "" if it was none.
+// Spec: MSC4140
+func (e *Event) DelayID() string {
+	id, ok := strings.CutPrefix(e.Txn, delayed)
+	if !ok {
+		return ""
+	}
+	return id
+}
+
 // transactionID gives back the client's own transaction ID, if device sent it.
 func (e *Event) transactionID(user matrix.UserID, device matrix.DeviceID) string {
 	if e.Txn == "" || user != e.Sender || device == "" {
@@ -228,6 +248,10 @@ func (e *Event) clientPrefix() []byte {
 	b = append(b, e.clientContent(content)...)
 	b = append(b, `,"event_id":`...)
 	b = matrix.AppendJSONString(b, string(e.ID))
+	if e.Sticky > 0 {
+		b = append(b, `,"msc4354_sticky":{"duration_ms":`...)
+		b = append(strconv.AppendInt(b, e.Sticky, 10), '}')
+	}
 	b = append(b, `,"origin_server_ts":`...)
 	b = strconv.AppendInt(b, e.TS, 10)
 	b = append(b, `,"sender":`...)
@@ -281,6 +305,16 @@ func (e *Event) appendUnsigned(dst []byte, f ClientFormat) []byte {
 		dst = append(dst, `"transaction_id":`...)
 		dst = matrix.AppendJSONString(dst, id)
 	}
+	if id := e.DelayID(); id != "" && f.User == e.Sender {
+		sep()
+		dst = append(dst, `"org.matrix.msc4140.delay_id":`...)
+		dst = matrix.AppendJSONString(dst, id)
+	}
+	if ttl := e.StickyLeft(f.Now); ttl > 0 {
+		sep()
+		dst = append(dst, `"msc4354_sticky_duration_ttl_ms":`...)
+		dst = strconv.AppendInt(dst, ttl, 10)
+	}
 	if p := e.Replaced; p != nil {
 		sep()
 		dst = append(dst, `"prev_content":`...)
@@ -324,7 +358,7 @@ func (e *Event) Placed(nid int64, pos stream.Pos, replaces int64) *Event {
 		NID: nid, Pos: pos, ID: e.ID, Room: e.Room, Version: e.Version, Sender: e.Sender, Type: e.Type,
 		StateKey: e.StateKey, TS: e.TS, Depth: e.Depth, Flags: e.Flags, Redacts: e.Redacts, RelType: e.RelType,
 		RelTo: e.RelTo, Txn: e.Txn, JSON: e.JSON, Replaces: replaces, RedactedBy: e.RedactedBy,
-		Replaced: e.Replaced, Redaction: e.Redaction, Membership: e.Membership,
+		Replaced: e.Replaced, Redaction: e.Redaction, Membership: e.Membership, Sticky: e.Sticky,
 	}
 	p.client.Store(e.client.Load())
 	return p

@@ -274,6 +274,7 @@ func scan(r *sqldb.Rows) (*Event, error) {
 	}
 	e.Pos = stream.Pos(pos)
 	e.StateKey = key
+	e.Sticky = stickiness(e.JSON)
 	if e.Type == "m.room.member" {
 		e.Membership = e.ContentString("membership")
 	}

@@ -252,32 +252,40 @@ func (r *Rooms) postForget(c *httpapi.Call) (any, error) {
 }
 
 func (r *Rooms) putSend(c *httpapi.Call) (any, error) {
-	content, err := c.RawBody()
-	if err != nil {
-		return nil, err
-	}
 	id, at, err := place(c)
 	if err != nil {
 		return nil, err
 	}
 	typ := c.Var("eventType")
 	d := Draft{
-		Room: id, Sender: c.Caller.User, Type: typ, Content: content, TS: at,
+		Room: id, Sender: c.Caller.User, Type: typ, TS: at, OwnOnly: c.Caller.Suspended,
 		Txn: events.TxnKey(c.Caller.Device, "send\x1f"+typ, c.Var("txnId")),
 	}
-	if typ == spec.MRoomRedaction { // since v1.18 a redaction may come by /send
-		var q struct {
-			Redacts matrix.EventID `json:"redacts"`
-		}
-		if err := json.Unmarshal(content, &q); err != nil || q.Redacts == "" {
-			return nil, matrix.BadJSON("a redaction's content needs redacts, the ID of an event")
-		}
-		return r.redactEvent(c, d, q.Redacts)
-	}
-	if err := r.checkRelation(c.Ctx(), d); err != nil {
+	return r.putDraft(c, d)
+}
+
+// putDraft completes a draft with the request's body and query and sends it, or
+// leaves it to be sent later.
+func (r *Rooms) putDraft(c *httpapi.Call, d Draft) (any, error) {
+	var err error
+	if d.Sticky, err = stickyParam(c); err != nil {
 		return nil, err
 	}
-	return r.sendDraft(c, d)
+	if r.o.Delay != nil && c.Query(delayParam) != "" {
+		return r.o.Delay(c, d)
+	}
+	if d.Content, err = c.RawBody(); err != nil {
+		return nil, err
+	}
+	event, err := r.Put(c.Ctx(), d)
+	if err != nil {
+		return nil, err
+	}
+	return eventAnswer(event), nil
+}
+
+func eventAnswer(id matrix.EventID) httpapi.Raw {
+	return httpapi.Raw(append(matrix.AppendJSONString([]byte(`{"event_id":`), string(id)), '}'))
 }
 
 // checkRelation refuses relations that clients could not show: a thread on a
@@ -308,14 +316,6 @@ func (r *Rooms) checkRelation(ctx context.Context, d Draft) error {
 	})
 }
 
-func (r *Rooms) sendDraft(c *httpapi.Call, d Draft) (any, error) {
-	event, err := r.Send(c.Ctx(), d)
-	if err != nil {
-		return nil, err
-	}
-	return httpapi.Raw(append(matrix.AppendJSONString([]byte(`{"event_id":`), string(event)), '}')), nil
-}
-
 func (r *Rooms) putRedact(c *httpapi.Call) (any, error) {
 	_, reason, err := reasoned(c)
 	if err != nil {
@@ -337,75 +337,65 @@ func (r *Rooms) putRedact(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return r.redactEvent(c, Draft{
-		Room: id, Sender: c.Caller.User, Type: spec.MRoomRedaction, Content: body, TS: at,
+	made, err := r.redactEvent(c.Ctx(), Draft{
+		Room: id, Sender: c.Caller.User, Type: spec.MRoomRedaction, Content: body, TS: at, OwnOnly: c.Caller.Suspended,
 		Txn: events.TxnKey(c.Caller.Device, "redact\x1f"+string(event), c.Var("txnId")),
 	}, event)
+	if err != nil {
+		return nil, err
+	}
+	return eventAnswer(made), nil
 }
 
 // redactEvent sends a redaction in the form of the room's version.
-func (r *Rooms) redactEvent(c *httpapi.Call, d Draft, target matrix.EventID) (any, error) {
-	known, err := r.events.ByID(c.Ctx(), target)
+func (r *Rooms) redactEvent(ctx context.Context, d Draft, target matrix.EventID) (matrix.EventID, error) {
+	known, err := r.events.ByID(ctx, target)
 	if err != nil {
-		return nil, err
+		return "", err
 	}
 	if known != nil && known.Room != d.Room {
 		known = nil
 	}
 	if known == nil { // another server may have it, if the sender may redact others' events at all
-		p, err := r.Power(c.Ctx(), d.Room, d.Sender)
+		p, err := r.Power(ctx, d.Room, d.Sender)
 		if err != nil {
-			return nil, err
+			return "", err
 		}
 		if !p.MayRedact() {
-			return nil, matrix.NotFound("the event %s is not known in this room", target)
+			return "", matrix.NotFound("the event %s is not known in this room", target)
 		}
 	}
-	if c.Caller.Suspended && (known == nil || known.Sender != d.Sender) {
-		return nil, matrix.NewError(http.StatusForbidden, "M_USER_SUSPENDED", "your account is suspended")
+	if d.OwnOnly && (known == nil || known.Sender != d.Sender) {
+		return "", matrix.NewError(http.StatusForbidden, "M_USER_SUSPENDED", "your account is suspended")
 	}
 	var content map[string]any
 	if err := json.Unmarshal(d.Content, &content); err != nil {
-		return nil, matrix.BadJSON("the content must be an object")
+		return "", matrix.BadJSON("the content must be an object")
 	}
 	content["redacts"] = string(target)
 	if d.Content, err = json.Marshal(content); err != nil {
-		return nil, err
+		return "", err
 	}
 	d.Redacts = target
-	return r.sendDraft(c, d)
+	return r.Send(ctx, d)
 }
 
 func (r *Rooms) putState(c *httpapi.Call) (any, error) {
-	content, err := c.RawBody()
-	if err != nil {
-		return nil, err
-	}
 	id, at, err := place(c)
 	if err != nil {
 		return nil, err
 	}
-	typ, key := c.Var("eventType"), c.Var("stateKey")
-	if typ == spec.MRoomMember {
-		return r.putMember(c, id, key, content, at)
-	}
-	if err := r.checkState(c, id, typ, content); err != nil {
-		return nil, err
-	}
-	event, err := r.Send(c.Ctx(), Draft{Room: id, Sender: c.Caller.User, Type: typ, StateKey: &key, Content: content, TS: at})
-	if err != nil {
-		return nil, err
-	}
-	return map[string]any{"event_id": event}, nil
+	key := c.Var("stateKey")
+	return r.putDraft(c, Draft{Room: id, Sender: c.Caller.User, Type: c.Var("eventType"), StateKey: &key, TS: at})
 }
 
 // checkState refuses what would be wrong though the rules allow it.
-func (r *Rooms) checkState(c *httpapi.Call, id matrix.RoomID, typ string, content json.RawMessage) error {
+func (r *Rooms) checkState(ctx context.Context, id matrix.RoomID, typ string, content json.RawMessage) error {
 	switch typ {
 	case spec.MRoomCreate:
 		return matrix.InvalidParam("a room has one create event")
 	case "m.room.canonical_alias":
-		return r.checkCanonicalAlias(c, id, content)
+		return r.checkCanonicalAlias(ctx, id, content)
 	case "m.room.server_acl":
 		if !aclAllows(content, r.o.Signer.Server) {
 			return matrix.InvalidParam("this ACL would shut out your own server")
@@ -416,7 +406,7 @@ func (r *Rooms) checkState(c *httpapi.Call, id matrix.RoomID, typ string, conten
 
 // checkCanonicalAlias makes sure that each alias that is new points here.
 // Spec: client-server-api#mroomcanonical_alias
-func (r *Rooms) checkCanonicalAlias(c *httpapi.Call, id matrix.RoomID, content json.RawMessage) error {
+func (r *Rooms) checkCanonicalAlias(ctx context.Context, id matrix.RoomID, content json.RawMessage) error {
 	type body struct {
 		Alias string   `json:"alias"`
 		Alt   []string `json:"alt_aliases"`
@@ -425,7 +415,7 @@ func (r *Rooms) checkCanonicalAlias(c *httpapi.Call, id matrix.RoomID, content j
 	if err := json.Unmarshal(content, &q); err != nil {
 		return matrix.BadJSON("alias must be a string and alt_aliases a list of strings")
 	}
-	if e, err := r.State(c.Ctx(), id, "m.room.canonical_alias", ""); err != nil {
+	if e, err := r.State(ctx, id, "m.room.canonical_alias", ""); err != nil {
 		return err
 	} else if e != nil {
 		_ = json.Unmarshal(e.Content(), &old) // what cannot be read is not taken as known
@@ -438,54 +428,12 @@ func (r *Rooms) checkCanonicalAlias(c *httpapi.Call, id matrix.RoomID, content j
 		if err != nil {
 			return err
 		}
-		room, _, err := r.o.ResolveAlias(c.Ctx(), alias)
+		room, _, err := r.o.ResolveAlias(ctx, alias)
 		if err != nil || room != id {
 			return matrix.NewError(http.StatusBadRequest, "M_BAD_ALIAS", "%s does not point to this room", alias)
 		}
 	}
 	return nil
-}
-
-// putMember sends a member event through the door of its membership, so that
-// joins and invitations go the way that they must.
-func (r *Rooms) putMember(c *httpapi.Call, id matrix.RoomID, key string, content json.RawMessage, at int64) (any, error) {
-	user, err := matrix.ParseUserID(key)
-	if err != nil {
-		return nil, err
-	}
-	var q struct {
-		Membership string `json:"membership"`
-	}
-	if err := json.Unmarshal(content, &q); err != nil || q.Membership == "" {
-		return nil, matrix.BadJSON("a member event needs a membership")
-	}
-	m := MemberChange{Room: id, Sender: c.Caller.User, Target: user, Extra: content, TS: at}
-	switch {
-	case q.Membership == spec.Join && user != c.Caller.User:
-		return nil, matrix.Forbidden("only %s may join as %s", user, user)
-	case q.Membership == spec.Join:
-		err = r.Join(c.Ctx(), m)
-	case q.Membership == spec.Invite:
-		err = r.Invite(c.Ctx(), m)
-	case q.Membership == spec.Ban:
-		err = r.Ban(c.Ctx(), m)
-	case q.Membership == spec.Leave && user == c.Caller.User:
-		err = r.Leave(c.Ctx(), m)
-	case q.Membership == spec.Leave:
-		err = r.Kick(c.Ctx(), m)
-	case q.Membership == spec.Knock && user == c.Caller.User:
-		err = r.Knock(c.Ctx(), m)
-	default:
-		return nil, matrix.BadJSON("%q is not a membership", q.Membership)
-	}
-	if err != nil {
-		return nil, err
-	}
-	e, err := r.State(c.Ctx(), id, spec.MRoomMember, key)
-	if err != nil || e == nil {
-		return nil, err
-	}
-	return map[string]any{"event_id": e.ID}, nil
 }
 
 func (r *Rooms) getJoined(c *httpapi.Call) (any, error) {

@@ -32,6 +32,8 @@ type MemberChange struct {
 	Service matrix.UserID
 	// Direct marks an invitation to a direct chat.
 	Direct bool
+	// Txn is as in Draft, where this server makes the event by itself.
+	Txn string
 }
 
 // content makes the member event's content; the target's profile is only in
@@ -89,7 +91,7 @@ func (r *Rooms) member(ctx context.Context, c MemberChange, membership string, b
 			}
 		}
 		b, err := r.build(ctx, rm, Draft{
-			Room: c.Room, Sender: c.Sender, Type: spec.MRoomMember, StateKey: &key, Content: body, TS: c.TS,
+			Room: c.Room, Sender: c.Sender, Type: spec.MRoomMember, StateKey: &key, Content: body, TS: c.TS, Txn: c.Txn,
 		})
 		if err != nil {
 			return nil, err

@@ -31,10 +31,12 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/gate"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/state"
+	"github.com/carillon-chat/carillon/homeserver/sticky"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
@@ -62,8 +64,9 @@ type Options struct {
 	Publish func(tx *sqldb.Tx, room matrix.RoomID) error
 	// ResolveAlias finds the room of an alias and servers that know it.
 	ResolveAlias func(ctx context.Context, alias matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error)
-	// MaySend is asked before a local user changes a room; nil allows all.
-	MaySend func(ctx context.Context, user matrix.UserID) error
+	// Delay takes an event that a client wants sent later, without its content;
+	// nil on a server that delays nothing.
+	Delay func(c *httpapi.Call, d Draft) (any, error)
 }
 
 // Rooms is all rooms of the server.
@@ -73,6 +76,7 @@ type Rooms struct {
 	log    *stream.Log
 	events *events.Store
 	hub    *hub.Hub
+	sticky *sticky.Store
 
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 
@@ -122,7 +126,11 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	r := &Rooms{o: o, db: db, log: l, events: ev, hub: h, cached: map[matrix.RoomID]*room{}}
+	st, err := sticky.New(ctx, db, l, ev, o.Now)
+	if err != nil {
+		return nil, err
+	}
+	r := &Rooms{o: o, db: db, log: l, events: ev, hub: h, sticky: st, cached: map[matrix.RoomID]*room{}}
 	if err := r.seed(ctx); err != nil {
 		return nil, fmt.Errorf("reading memberships: %w", err)
 	}
@@ -169,6 +177,9 @@ func Versions() []string {
 
 // DefaultVersion is the version of rooms that are created without one.
 func (r *Rooms) DefaultVersion() string { return r.o.DefaultVersion }
+
+// Sticky is what is sticky in the rooms.
+func (r *Rooms) Sticky() *sticky.Store { return r.sticky }
 
 // Server is this server's name.
 func (r *Rooms) Server() matrix.ServerName { return r.o.Signer.Server }

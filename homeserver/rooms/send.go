@@ -26,8 +26,11 @@ type Draft struct {
 	Redacts  matrix.EventID
 	TS       int64  // ms; 0 is now
 	Txn      string // events.TxnKey, "" for none: the same one again gives the same event
+	Sticky   *int64 // ms that clients are to hear of it in any case, nil for none
 	// Always makes a new event even where the state already says the same.
 	Always bool
+	// OwnOnly lets a redaction touch nothing but the sender's own events.
+	OwnOnly bool
 }
 
 // built is an event that has been authorised and is to be stored.
@@ -125,7 +128,7 @@ func (r *Rooms) sent(ctx context.Context, d Draft) (id matrix.EventID, err error
 func (r *Rooms) build(ctx context.Context, rm *room, d Draft) (*built, error) {
 	p := events.Proto{
 		Version: rm.version, Room: rm.id, Sender: d.Sender, Type: d.Type, StateKey: d.StateKey, Content: d.Content,
-		Redacts: d.Redacts, PrevEvents: rm.tips, Depth: rm.depth + 1, Time: r.o.Now(),
+		Redacts: d.Redacts, Sticky: d.Sticky, PrevEvents: rm.tips, Depth: rm.depth + 1, Time: r.o.Now(),
 	}
 	if d.TS != 0 {
 		p.Time = time.UnixMilli(d.TS)
@@ -249,8 +252,11 @@ func (r *Rooms) commit(ctx context.Context, rm *room, list []*built) error {
 	}
 	_, err = w.Wait()
 	rm.mu.Lock()
-	defer rm.mu.Unlock()
 	r.settle(rm, list, gen, err)
+	rm.mu.Unlock()
+	if err == nil {
+		r.recheckSticky(ctx, list)
+	}
 	return err
 }
 
@@ -357,6 +363,9 @@ func (r *Rooms) store(tx *sqldb.Tx, b *built, pos stream.Pos) error {
 		return err
 	}
 	if err := r.redaction(tx, b); err != nil {
+		return err
+	}
+	if err := r.sticky.Put(tx, b.placed, r.o.Now()); err != nil {
 		return err
 	}
 	if b.view != nil {

@@ -1,0 +1,69 @@
+package homeserver
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/accounts"
+	"github.com/carillon-chat/carillon/homeserver/delayed"
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+)
+
+// Realtime is what calls and other uses of the moment need.
+type Realtime struct {
+	MaxDelay     time.Duration // of delayed events; 0: a day
+	MaxScheduled int           // delayed events of a user; 0: 100, below 0: none
+	// Transports are the servers for calls, as clients get them; each an object
+	// with a type.
+	Transports []json.RawMessage
+}
+
+// realtime builds delayed events.
+func (s *Server) realtime(ctx context.Context, acc *accounts.Accounts, store *events.Store) error {
+	o := &s.opts
+	d, err := delayed.New(ctx, s.db, store, s.rooms, delayed.Options{
+		MaxDelay: o.Realtime.MaxDelay, MaxScheduled: o.Realtime.MaxScheduled, PerSecond: o.RateLimits.PerSecond, Burst: o.RateLimits.Burst,
+		MaySend: func(u matrix.UserID) error { return maySend(acc, u) }, Now: o.Now,
+	})
+	if err != nil {
+		return err
+	}
+	s.delayed = d
+	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error { return d.DeleteUser(ctx, u) })
+	s.api.Add(d.Routes()...)
+	s.api.Add(s.transports()...)
+	s.runs = append(s.runs, run{"delayed events", d.Run}, run{"sticky events", s.rooms.Sticky().Run})
+	return nil
+}
+
+// maySend refuses what a user asked for while he still could.
+func maySend(acc *accounts.Accounts, id matrix.UserID) error {
+	u, ok := acc.User(id)
+	switch {
+	case !ok || u.Deactivated || u.Locked:
+		return matrix.Forbidden("the account of %s is closed", id)
+	case u.Suspended:
+		return matrix.NewError(403, "M_USER_SUSPENDED", "the account is suspended")
+	}
+	return nil
+}
+
+// transports tell clients which servers carry calls.
+// Spec: MSC4143, MSC4195
+func (s *Server) transports() []httpapi.Route {
+	return []httpapi.Route{{
+		Method: "GET", Path: "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", Auth: httpapi.AuthUser, RateLimit: true,
+		AllowGuest: true, AllowSuspended: true,
+		Handler: func(*httpapi.Call) (any, error) { return map[string]any{"rtc_transports": s.rtcTransports()}, nil },
+	}}
+}
+
+func (s *Server) rtcTransports() []json.RawMessage {
+	if s.opts.Realtime.Transports == nil {
+		return []json.RawMessage{}
+	}
+	return s.opts.Realtime.Transports
+}
