@@ -127,6 +127,37 @@ func (s *Service) ListUpdates(ctx context.Context, from, to stream.Pos) ([]ListU
 	return updates, nil
 }
 
+// Introduction is the content of an m.device_list_update that tells servers of a local user's devices for the first
+// time; nil if there are none. One does for all devices: it names a predecessor that those servers cannot have, so that
+// they ask for the whole list. It tells of a device with keys, if there is one.
+//
+// Spec: server-server-api#device-management
+func (s *Service) Introduction(ctx context.Context, user matrix.UserID) (json.RawMessage, error) {
+	u := deviceListUpdate{User: user}
+	// The number is read first: a change in between then comes once more, and is not lost.
+	err := s.db.Read(ctx, func(tx *sqldb.Tx) error { return tx.QueryRow(qListStream, string(user)).Scan(&u.Stream) })
+	if err != nil {
+		return nil, fmt.Errorf("reading device list: %w", err)
+	}
+	answer, names, err := s.local(ctx, "", Query{user: nil}, s.deps.ShareNames)
+	if err != nil || len(names[user]) == 0 {
+		return nil, err
+	}
+	for id := range names[user] {
+		keys := answer.DeviceKeys[user][id]
+		if u.Device == "" || keys != nil && u.Keys == nil || (keys != nil) == (u.Keys != nil) && id > u.Device {
+			u.Device, u.Keys = id, keys
+		}
+	}
+	if s.deps.ShareNames {
+		u.Name = names[user][u.Device]
+	}
+	if u.Stream > 0 { // else nothing has been told of before
+		u.Prev = []int64{u.Stream - 1}
+	}
+	return json.Marshal(u)
+}
+
 type deviceListUpdate struct {
 	User    matrix.UserID   `json:"user_id"`
 	Device  matrix.DeviceID `json:"device_id"`

@@ -165,12 +165,18 @@ func (s *Service) DeviceListUpdate(ctx context.Context, origin matrix.ServerName
 		if err == nil && u.Stream == last {
 			return nil, nil // seen already
 		}
+		nothing, err := keyless(tx, u, last)
+		if err != nil {
+			return nil, err
+		}
 		if u.Stream > last {
 			if _, err := tx.Exec(qPutRemoteStream, string(u.User), u.Stream); err != nil {
 				return nil, err
 			}
 		}
 		switch {
+		case nothing:
+			return nil, nil
 		case u.Deleted:
 			if _, err := tx.Exec(qDropDeviceKeys, string(u.User), string(u.Device)); err != nil {
 				return nil, err
@@ -187,6 +193,20 @@ func (s *Service) DeviceListUpdate(ctx context.Context, origin matrix.ServerName
 		return fmt.Errorf("storing device list update: %w", err)
 	}
 	return nil
+}
+
+// keyless reports whether an update follows the last one known and tells of a device that has no keys and had none:
+// nobody's view of keys changes by that.
+func keyless(tx *sqldb.Tx, u deviceListUpdate, last int64) (bool, error) {
+	if u.Deleted || len(u.Keys) > 0 || len(u.Prev) > 0 && !slices.Contains(u.Prev, last) {
+		return false, nil
+	}
+	var old string
+	err := tx.QueryRow(qDeviceKey, string(u.User), string(u.Device)).Scan(&old)
+	if errors.Is(err, sqldb.ErrNoRows) {
+		return true, nil
+	}
+	return false, err
 }
 
 // SigningKeyUpdate takes in an m.signing_key_update.

@@ -97,6 +97,21 @@ func TestInboundUpdates(t *testing.T) {
 		t.Errorf("the copy has %v", got)
 	}
 
+	for _, u := range []struct {
+		update m
+		told   bool
+	}{
+		{m{"user_id": string(carol), "device_id": "DUMB", "stream_id": 7, "prev_id": []int{6}}, false}, // no keys, and none before
+		{m{"user_id": string(carol), "device_id": "DUMB", "stream_id": 9, "prev_id": []int{8}}, true},  // something was missed
+		{m{"user_id": string(carol), "device_id": "FAR", "stream_id": 10, "prev_id": []int{9}, "keys": deviceKeys(carol, "FAR", dev)}, true},
+		{m{"user_id": string(carol), "device_id": "FAR", "stream_id": 11, "prev_id": []int{10}}, true}, // had keys
+	} {
+		mark = s.log.Head()
+		if err := update(u.update); err != nil || len(s.listChanges(alice, mark)) > 0 != u.told {
+			t.Errorf("%v: told of %v, %v", u.update, s.listChanges(alice, mark), err)
+		}
+	}
+
 	mark = s.log.Head()
 	if err := update(m{"user_id": "@stranger:far.example.org", "device_id": "X", "stream_id": 1}); err != nil || len(s.listChanges(alice, mark)) != 0 {
 		t.Errorf("a user nobody knows: %v, %v", err, s.listChanges(alice, mark))
@@ -114,6 +129,27 @@ func TestInboundUpdates(t *testing.T) {
 	}
 	if err := s.service.SigningKeyUpdate(ctx, "evil.example.org", mustJSON(m{"user_id": string(carol)})); err == nil {
 		t.Error("a server spoke for another's user")
+	}
+}
+
+// Who meets other servers is introduced by a device with keys, else by any; one EDU does, as its predecessor is unknown
+// to them.
+func TestIntroductions(t *testing.T) {
+	s := start(t)
+	s.uploadDevice(a1, alice, "A1")
+	for user, device := range map[matrix.UserID]string{alice: "A1", bob: "B2"} {
+		raw, err := s.service.Introduction(t.Context(), user)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := decode(t, string(raw))
+		if prev, _ := got["prev_id"].([]any); at(got, "user_id") != string(user) || at(got, "device_id") != device || at(got, "device_display_name") != "Name of "+device ||
+			(at(got, "keys") != nil) != (user == alice) || len(prev) == 1 != (user == alice) || len(prev) == 1 && prev[0] == got["stream_id"] {
+			t.Errorf("%s is introduced by %s", user, raw)
+		}
+	}
+	if raw, err := s.service.Introduction(t.Context(), "@nobody:example.org"); raw != nil || err != nil {
+		t.Errorf("nobody is introduced by %s, %v", raw, err)
 	}
 }
 

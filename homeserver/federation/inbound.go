@@ -9,11 +9,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/matrix-org/gomatrixserverlib"
 	log "github.com/sirupsen/logrus"
 	"github.com/tidwall/gjson"
 
-	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
@@ -146,28 +144,11 @@ func (f *Federation) receivePDU(ctx context.Context, origin matrix.ServerName, r
 			err = errors.New("internal error")
 		}
 	}()
-	version, err := f.parts.Rooms.Version(ctx, room)
+	id, err = f.parts.Rooms.Receive(ctx, origin, raw)
 	if err != nil {
-		// The ID depends on the version; this is the rule of most. The end of an invitation is still of use.
-		if id = matrix.EventID(gjson.GetBytes(raw, "event_id").Str); id == "" {
-			if ev, perr := events.Parse(raw, gomatrixserverlib.RoomVersionV11); perr == nil {
-				id = ev.ID
-			}
-		}
-		return id, f.parts.Rooms.Receive(ctx, origin, raw)
+		log.WithError(err).WithFields(log.Fields{"origin": origin, "room_id": room, "event_id": id}).Debug("an event of another server was refused")
 	}
-	ev, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
-	if err != nil {
-		return matrix.EventID(gjson.GetBytes(raw, "event_id").Str), err
-	}
-	if err := f.acl(ctx, room, origin); err != nil {
-		return ev.ID, err
-	}
-	err = f.parts.Rooms.Receive(ctx, origin, raw)
-	if err != nil {
-		log.WithError(err).WithFields(log.Fields{"origin": origin, "room_id": room, "event_id": ev.ID}).Debug("an event of another server was refused")
-	}
-	return ev.ID, err
+	return id, err
 }
 
 // reason is what the sender is told of a failure.

@@ -2,7 +2,6 @@ package federation
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -142,8 +141,7 @@ func (r *reader) destinations(e *events.Event) []matrix.ServerName {
 //
 // Spec: server-server-api#device-management
 func (r *reader) strangers(e *events.Event) []matrix.ServerName {
-	if e.Membership != "join" || e.Sender.Server() != r.own || e.Pos <= 0 || e.Hidden() ||
-		e.Replaces != 0 && (e.Replaced == nil || e.Replaced.Membership == "join") {
+	if !r.entry(e) {
 		return nil
 	}
 	there := r.servers.of(e.Room)
@@ -159,6 +157,12 @@ func (r *reader) strangers(e *events.Event) []matrix.ServerName {
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(there), func(s matrix.ServerName) bool { return known[s] })
+}
+
+// entry reports whether an event brings a local user into a room.
+func (r *reader) entry(e *events.Event) bool {
+	return e.Membership == "join" && e.Sender.Server() == r.own && e.Pos > 0 && !e.Hidden() &&
+		(e.Replaces == 0 || e.Replaced != nil && e.Replaced.Membership != "join")
 }
 
 // withSubject adds the server of somebody who is removed: it has to hear of it, also if the user was only invited.
@@ -324,40 +328,16 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 	return err
 }
 
-// introduce tells servers of the devices of a user whom they meet. One EDU does: it names a predecessor that they
-// cannot have, so that they ask for the whole list.
+// introduce tells servers of the devices of a user whom they meet.
 func (r *reader) introduce(ctx context.Context, e entry) ([]row, error) {
-	answer, err := r.keys.UserDevices(ctx, e.joined)
-	if err != nil {
-		return nil, fmt.Errorf("reading the devices of %s: %w", e.joined, err)
-	}
-	raw, err := json.Marshal(answer)
-	if err != nil {
-		return nil, fmt.Errorf("encoding devices: %w", err)
-	}
-	var list struct {
-		Stream  int64 `json:"stream_id"`
-		Devices []struct {
-			Device matrix.DeviceID `json:"device_id"`
-			Name   string          `json:"device_display_name"`
-			Keys   json.RawMessage `json:"keys"`
-		} `json:"devices"`
-	}
-	if err := json.Unmarshal(raw, &list); err != nil || len(list.Devices) == 0 {
+	content, err := r.keys.Introduction(ctx, e.joined)
+	if err != nil || content == nil {
 		return nil, err
 	}
-	d := list.Devices[len(list.Devices)-1]
-	content := map[string]any{"user_id": e.joined, "device_id": d.Device, "stream_id": list.Stream, "prev_id": []int64{max(list.Stream-1, 0)}}
-	if d.Name != "" {
-		content["device_display_name"] = d.Name
-	}
-	if len(d.Keys) > 0 {
-		content["keys"] = d.Keys
-	}
 	edu := newEDU("m.device_list_update", content)
-	var rows []row
-	for _, s := range e.servers {
-		rows = append(rows, row{server: s, edu: edu})
+	rows := make([]row, len(e.servers))
+	for i, s := range e.servers {
+		rows[i] = row{server: s, edu: edu}
 	}
 	return rows, nil
 }
@@ -439,13 +419,15 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 			case stream.KindToDevice:
 				list = append(list, entry{pos: c.Pos, parcel: c.User.Server() != r.own})
 			case stream.KindEvent:
-				if i > 0 && changes[i-1].Kind == stream.KindEvent && changes[i-1].Room == c.Room && changes[i-1].User == "" {
-					continue // the join by which this server came into the room
-				}
 				evs, err := r.events.Timeline(tx, c.Room, c.Pos-1, c.Pos, 1, true)
+				if err == nil {
+					err = r.events.Complete(tx, evs)
+				}
 				if err != nil {
 					return err
 				}
+				// The join by which this server came into the room has been passed on by another.
+				passedOn := i > 0 && changes[i-1].Kind == stream.KindEvent && changes[i-1].Room == c.Room && changes[i-1].User == ""
 				for _, e := range evs {
 					if e.Sender.Server() != r.own || e.Hidden() {
 						continue
@@ -455,7 +437,12 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 						return err
 					}
 					in = slices.DeleteFunc(in, func(s matrix.ServerName) bool { return s == r.own })
-					list = append(list, entry{pos: c.Pos, event: e.ID, servers: r.withSubject(e, in)})
+					if !passedOn {
+						list = append(list, entry{pos: c.Pos, event: e.ID, servers: r.withSubject(e, in)})
+					}
+					if r.entry(e) { // whom else the user shared a room with at that time is not known any more
+						list = append(list, entry{pos: c.Pos, joined: e.Sender, servers: in})
+					}
 				}
 			}
 		}

@@ -26,6 +26,7 @@ import (
 const (
 	stateTimeout = 5 * time.Minute
 	stateMax     = 512 << 20 // bytes of an answer with the state of a room
+	stateIDsMax  = 32 << 20  // bytes
 	verifiers    = 32        // signatures checked at a time; some wait for keys of servers that are away
 )
 
@@ -255,6 +256,19 @@ func (r *Remote) State(ctx context.Context, server matrix.ServerName, room matri
 		Timeout: stateTimeout, MaxBody: stateMax,
 	}, &out)
 	return rooms.RemoteState{State: out.PDUs, AuthChain: out.AuthChain}, err
+}
+
+// StateIDs asks for the names of the events that State would return.
+func (r *Remote) StateIDs(ctx context.Context, server matrix.ServerName, room matrix.RoomID, at matrix.EventID) (state, chain []matrix.EventID, err error) {
+	var out struct {
+		State []matrix.EventID `json:"pdu_ids"`
+		Chain []matrix.EventID `json:"auth_chain_ids"`
+	}
+	err = r.client.JSON(ctx, fedclient.Request{
+		Method: http.MethodGet, Server: server, Path: path("v1", "state_ids", string(room)), Query: url.Values{"event_id": {string(at)}},
+		Timeout: stateTimeout, MaxBody: stateIDsMax,
+	}, &out)
+	return out.State, out.Chain, err
 }
 
 // EventAuth asks for the events that authorise one.

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/matrix-org/gomatrixserverlib"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
-	"github.com/carillon-chat/carillon/homeserver/state"
 )
 
 // ancestors sees to it that what an event builds on is known: the events between
@@ -33,7 +33,7 @@ func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *eve
 		// taken only for what lies behind.
 		return nil, matrix.Forbidden("what %s builds on cannot be had", ev.ID)
 	}
-	return r.foreignState(ctx, origin, ev)
+	return r.foreignState(ctx, origin, ev, missing)
 }
 
 // authEvents gives the events that authorise ev, fetching its chain where one is
@@ -79,23 +79,43 @@ func (r *Rooms) oneByOne(ctx context.Context, origin matrix.ServerName, ev *even
 		if err != nil {
 			return nil, err
 		}
-		var more []matrix.EventID
+		var want []matrix.EventID
 		for _, id := range next {
-			if have[id] != nil || asked[id] || len(asked) >= maxOneByOne {
-				continue
-			}
-			asked[id] = true
-			raw, err := r.o.Remote.Event(ctx, origin, id)
-			if err != nil {
-				continue
-			}
-			if e, err := events.Parse(raw, ev.Version); err == nil && e.ID == id {
-				out, more = append(out, raw), append(more, e.AuthEvents()...)
+			if have[id] == nil && !asked[id] && len(asked) < maxOneByOne {
+				asked[id] = true
+				want = append(want, id)
 			}
 		}
-		next = more
+		next = nil
+		for _, e := range r.each(ctx, origin, ev.Version, want) {
+			out, next = append(out, e.JSON), append(next, e.AuthEvents()...)
+		}
 	}
 	return out, ctx.Err()
+}
+
+// each asks for events by their names, a few at a time. Those that cannot be had
+// are left out; nothing but their names has been checked.
+func (r *Rooms) each(ctx context.Context, origin matrix.ServerName, version gomatrixserverlib.RoomVersion, ids []matrix.EventID) []*events.Event {
+	got := make([]*events.Event, len(ids))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, eventsAtOnce) // full: the next request waits for its turn
+	for i, id := range ids {
+		wg.Add(1)
+		slots <- struct{}{}
+		go func() {
+			defer func() { <-slots; wg.Done() }()
+			raw, err := r.o.Remote.Event(ctx, origin, id)
+			if err != nil {
+				return
+			}
+			if e, err := events.Parse(raw, version); err == nil && e.ID == id {
+				got[i] = e
+			}
+		}()
+	}
+	wg.Wait()
+	return slices.DeleteFunc(got, func(e *events.Event) bool { return e == nil })
 }
 
 func unique(ids []matrix.EventID) []matrix.EventID {
@@ -268,7 +288,7 @@ func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
 }
 
 // fillGap asks origin for the events between what is known here and ev, on and
-// on until they meet.
+// on until they meet or it has no more.
 // Spec: server-server-api#retrieving-missing-events
 func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) error {
 	rm, err := r.locked(ctx, ev.Room)
@@ -290,6 +310,9 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 				got[e.ID] = e
 				fresh = append(fresh, e)
 			}
+		}
+		if len(raws) < fewMissing {
+			break // the state is asked for where they do not meet
 		}
 		if latest, err = r.loose(ctx, got, fresh); err != nil {
 			return err
@@ -320,29 +343,4 @@ func (r *Rooms) loose(ctx context.Context, got map[matrix.EventID]*events.Event,
 		}
 	}
 	return out, nil
-}
-
-// foreignState is the state before an event as another server has it.
-type foreignState struct{ state map[state.Key]*events.Event }
-
-func (r *Rooms) foreignState(ctx context.Context, origin matrix.ServerName, ev *events.Event) (*foreignState, error) {
-	st, err := r.o.Remote.State(ctx, origin, ev.Room, ev.ID)
-	if err != nil {
-		return nil, fmt.Errorf("asking %s for the state before %s: %w", origin, ev.ID, err)
-	}
-	all, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, append(slices.Clone(st.AuthChain), st.State...))
-	if err != nil {
-		return nil, err
-	}
-	f := &foreignState{state: map[state.Key]*events.Event{}}
-	for _, raw := range st.State {
-		e, err := events.Parse(raw, ev.Version)
-		if err != nil || e.StateKey == nil {
-			continue
-		}
-		if stored := all[e.ID]; stored != nil && !stored.Rejected() {
-			f.state[state.Key{Type: stored.Type, StateKey: *stored.StateKey}] = stored
-		}
-	}
-	return f, nil
 }

@@ -24,7 +24,11 @@ const (
 	maxMissing = 50
 	maxRounds  = 10
 	// maxOneByOne is how many events are asked for each by itself.
-	maxOneByOne = 100
+	maxOneByOne  = 100
+	eventsAtOnce = 8
+	// fewMissing: an answer with fewer events than that is all that a server has to
+	// give, as servers put their bound at 10 or above. Spec: post_matrixfederationv1get_missing_eventsroomid
+	fewMissing = 10
 	// maxTips bounds the prev_events of our own events.
 	// Spec: server-server-api#pdus
 	maxTips = 20
@@ -36,27 +40,47 @@ const (
 
 // Receive takes in an event from another server: the checks on receipt, missing
 // ancestors, authorisation before and now, state resolution. An event that is
-// rejected is stored as such and reported as an error.
+// rejected is stored as such and reported as an error. The event's ID is returned
+// with an error, too, unless the event is too malformed to have one.
 //
 // Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
-func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.RawMessage) error {
+func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.RawMessage) (matrix.EventID, error) {
 	room, err := roomOf(raw)
 	if err != nil {
-		return err
+		return statedID(raw), err
 	}
 	if !r.participates(room) {
 		return r.receiveOutside(ctx, origin, room, raw)
 	}
 	version, err := r.Version(ctx, room)
 	if err != nil {
-		return err
+		return statedID(raw), err
 	}
-	ev, err := r.check(ctx, version, raw)
+	ev, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
 	if err != nil {
-		return err
+		return statedID(raw), err
+	}
+	if ok, err := r.ACLAllows(ctx, room, origin); err != nil || !ok {
+		if err == nil {
+			err = matrix.Forbidden("%s is not allowed in this room", origin)
+		}
+		return ev.ID, err
+	}
+	if err := r.signed(ctx, ev); err != nil {
+		return ev.ID, err
 	}
 	_, err = r.accept(ctx, origin, ev, true)
-	return err
+	return ev.ID, err
+}
+
+// statedID is the ID that an event of one of the first two room versions gives
+// itself; empty for others.
+func statedID(raw json.RawMessage) matrix.EventID {
+	id, err := matrix.ParseEventID(gjson.GetBytes(raw, "event_id").Str)
+	if err != nil {
+		return ""
+	}
+	return id
 }
 
 // roomOf finds the room of a PDU.
@@ -72,35 +96,41 @@ func roomOf(raw json.RawMessage) (matrix.RoomID, error) {
 // is not in: his invitation is taken back, or his knock refused. The room's state
 // is not known; the event must build on the very invitation or knock, and only
 // who gave an invitation is believed to take it back.
-func (r *Rooms) receiveOutside(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) error {
+func (r *Rooms) receiveOutside(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) (matrix.EventID, error) {
+	id := statedID(raw)
+	if id == "" { // the ID depends on the version; this is the rule of most
+		if ev, err := events.Parse(raw, gomatrixserverlib.RoomVersionV11); err == nil {
+			id = ev.ID
+		}
+	}
 	unknown := matrix.NotFound("this server is not in %s", room)
 	f := gjson.GetManyBytes(raw, "type", "state_key", "content.membership")
 	target := matrix.UserID(f[1].Str)
 	if f[0].Str != spec.MRoomMember || !r.isLocal(target) || f[2].Str != spec.Leave && f[2].Str != spec.Ban {
-		return unknown
+		return id, unknown
 	}
 	m, err := r.MembershipOf(ctx, target, room)
 	if err != nil {
-		return err
+		return id, err
 	}
 	if m == nil || m.Membership != spec.Invite && m.Membership != spec.Knock {
-		return unknown
+		return id, unknown
 	}
 	before, err := r.known(ctx, m.Event)
 	if err != nil {
-		return err
+		return id, err
 	}
 	if before == nil {
-		return unknown
+		return id, unknown
 	}
 	ev, err := r.check(ctx, string(before.Version), raw)
 	if err != nil {
-		return err
+		return id, err
 	}
 	if ev.Sender.Server() != origin || m.Membership == spec.Invite && ev.Sender != m.Sender || !slices.Contains(ev.AuthEvents(), before.ID) {
-		return matrix.Forbidden("%s does not end the membership of %s", ev.ID, target)
+		return ev.ID, matrix.Forbidden("%s does not end the membership of %s", ev.ID, target)
 	}
-	return r.outside(ctx, ev, "")
+	return ev.ID, r.outside(ctx, ev, "")
 }
 
 // check parses a PDU and verifies its signatures.
@@ -109,10 +139,15 @@ func (r *Rooms) check(ctx context.Context, version string, raw json.RawMessage) 
 	if err != nil {
 		return nil, err
 	}
-	if err := r.o.Remote.Verify(ctx, version, []json.RawMessage{ev.JSON})[0]; err != nil {
-		return nil, matrix.Forbidden("bad signature on %s: %s", ev.ID, err)
+	return ev, r.signed(ctx, ev)
+}
+
+// signed verifies an event's signatures.
+func (r *Rooms) signed(ctx context.Context, ev *events.Event) error {
+	if err := r.o.Remote.Verify(ctx, string(ev.Version), []json.RawMessage{ev.JSON})[0]; err != nil {
+		return matrix.Forbidden("bad signature on %s: %s", ev.ID, err)
 	}
-	return ev, nil
+	return nil
 }
 
 // accept stores a checked event in its room. ask says whether missing ancestors
@@ -287,7 +322,7 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 		head := r.log.Head()
 		if foreign != nil {
 			ev.Flags |= events.FlagGap
-			before, err = r.foreignView(tx, rm, head, foreign)
+			before, err = r.viewBeyond(ctx, tx, rm, head, ev, foreign)
 		} else {
 			before, err = r.viewBefore(ctx, tx, rm, ev)
 		}

@@ -26,6 +26,8 @@ type Remote interface {
 	MissingEvents(ctx context.Context, server matrix.ServerName, room matrix.RoomID, earliest, latest []matrix.EventID, limit int) ([]json.RawMessage, error)
 	Event(ctx context.Context, server matrix.ServerName, id matrix.EventID) (json.RawMessage, error)
 	State(ctx context.Context, server matrix.ServerName, room matrix.RoomID, at matrix.EventID) (RemoteState, error)
+	// StateIDs is State by names.
+	StateIDs(ctx context.Context, server matrix.ServerName, room matrix.RoomID, at matrix.EventID) (state, chain []matrix.EventID, err error)
 	EventAuth(ctx context.Context, server matrix.ServerName, room matrix.RoomID, id matrix.EventID) ([]json.RawMessage, error)
 	Backfill(ctx context.Context, server matrix.ServerName, room matrix.RoomID, from []matrix.EventID, limit int) ([]json.RawMessage, error)
 	// Nearest asks for the event at or after, or at or before, a time in ms.

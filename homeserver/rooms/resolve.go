@@ -12,7 +12,6 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/state"
-	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
 // viewBefore is the state before an event whose prev_events are all known:
@@ -34,6 +33,11 @@ func (r *Rooms) viewBefore(ctx context.Context, tx *sqldb.Tx, rm *room, ev *even
 		}
 		views = append(views, v)
 	}
+	return r.merge(ctx, tx, rm, ev, views)
+}
+
+// merge is the state before an event, resolved between those after its prev_events.
+func (r *Rooms) merge(ctx context.Context, tx *sqldb.Tx, rm *room, ev *events.Event, views []state.View) (state.View, error) {
 	if len(views) == 0 {
 		return state.View{}, fmt.Errorf("event %s has no known ancestor", ev.ID)
 	}
@@ -58,29 +62,6 @@ func viewAfter(tx *sqldb.Tx, e *events.Event) (state.View, error) {
 		v = v.With(keyOf(e), e.NID)
 	}
 	return v, err
-}
-
-// foreignView expresses a state that came from outside by how it differs from
-// the current one.
-func (r *Rooms) foreignView(tx *sqldb.Tx, rm *room, head stream.Pos, f *foreignState) (state.View, error) {
-	v := state.View{Base: head, Delta: map[state.Key]int64{}}
-	rows, err := state.Current(tx, rm.id)
-	if err != nil {
-		return v, err
-	}
-	for _, row := range rows {
-		switch e := f.state[row.Key]; {
-		case e == nil:
-			v.Delta[row.Key] = 0
-		case e.NID != row.NID:
-			v.Delta[row.Key] = e.NID
-		}
-		delete(f.state, row.Key)
-	}
-	for k, e := range f.state {
-		v.Delta[k] = e.NID
-	}
-	return v, nil
 }
 
 // allowedIn authorises an event against a view; the first result says why not.
