@@ -128,3 +128,25 @@ func (p *Places) find(tx *sqldb.Tx, id matrix.EventID) (Place, error) {
 	}
 	return at, nil
 }
+
+// Related reports whether an event relates to another, directly or over few others.
+func (p *Places) Related(ctx context.Context, id, to matrix.EventID) (related bool, err error) {
+	err = p.store.DB().Read(ctx, func(tx *sqldb.Tx) error {
+		related = false
+		for range maxHops {
+			e, err := p.store.Get(tx, id)
+			if err != nil {
+				return fmt.Errorf("finding event: %w", err)
+			}
+			if e == nil || e.RelTo == "" {
+				return nil
+			}
+			if id = e.RelTo; id == to {
+				related = true
+				return nil
+			}
+		}
+		return nil
+	})
+	return related, err
+}

@@ -112,8 +112,18 @@ func (r *Receipts) Mark(ctx context.Context, user matrix.UserID, room matrix.Roo
 	if err != nil {
 		return err
 	}
-	if err := fits(event, p, thread); err != nil {
-		return err
+	if !fits(event, p, thread) {
+		// Clients mark a thread as read up to the newest event that they show with
+		// it, such as a reaction to an answer to the root, which is in the main timeline.
+		related := false
+		if thread != MainThread {
+			if related, err = r.places.Related(ctx, event, matrix.EventID(thread)); err != nil {
+				return err
+			}
+		}
+		if !related {
+			return matrix.InvalidParam("event %s is not related to thread %s", event, thread)
+		}
 	}
 	return r.store(ctx, []*Receipt{{
 		Room: room, User: user, Type: typ, Event: event, Thread: thread,
@@ -125,15 +135,8 @@ func (r *Receipts) Mark(ctx context.Context, user matrix.UserID, room matrix.Roo
 // main timeline and to its own thread.
 //
 // Spec: client-server-api#threaded-read-receipts
-func fits(event matrix.EventID, p Place, thread string) error {
-	switch {
-	case thread == "":
-	case thread == MainThread && p.Root == "":
-	case thread == string(p.Root) || thread == string(event):
-	default:
-		return matrix.InvalidParam("event %s is not related to thread %s", event, thread)
-	}
-	return nil
+func fits(event matrix.EventID, p Place, thread string) bool {
+	return thread == "" || thread == MainThread && p.Root == "" || thread == string(p.Root) || thread == string(event)
 }
 
 // store writes receipts that are ahead of what is stored. They are one append.

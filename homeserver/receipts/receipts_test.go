@@ -137,6 +137,8 @@ func TestThreads(t *testing.T) {
 	other := f.Say(room, alice, "other")
 	reply := f.Send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"in","m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, root))
 	reaction := f.Send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, reply))
+	near := f.Send(room, alice, "m.room.message", fmt.Sprintf(`{"body":"of it","m.relates_to":{"rel_type":"m.reference","event_id":%q}}`, root))
+	far := f.Send(room, alice, "m.reaction", fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"x"}}`, near))
 	for _, c := range []struct {
 		id     matrix.EventID
 		typ    string
@@ -149,6 +151,8 @@ func TestThreads(t *testing.T) {
 		{root, "m.read", fmt.Sprintf(`{"thread_id":%q}`, root), 200, ""},
 		{reply, "m.read", fmt.Sprintf(`{"thread_id":%q}`, root), 200, ""},
 		{reaction, "m.read", fmt.Sprintf(`{"thread_id":%q}`, root), 200, ""},
+		{far, "m.read", fmt.Sprintf(`{"thread_id":%q}`, root), 200, ""},
+		{far, "m.read", fmt.Sprintf(`{"thread_id":%q}`, other), 400, "M_INVALID_PARAM"},
 		{reply, "m.read", `{}`, 200, ""},
 		{reply, "m.read", `{"thread_id":"main"}`, 400, "M_INVALID_PARAM"},
 		{other, "m.read", fmt.Sprintf(`{"thread_id":%q}`, root), 400, "M_INVALID_PARAM"},
