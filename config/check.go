@@ -98,6 +98,13 @@ func (h *Homeserver) check(bad report) {
 	checkRange(bad, "homeserver.media.max_remote", int64(m.MaxRemote), 1, 1<<40, "bytes; 100MiB is usual")
 	checkRange(bad, "homeserver.media.max_pixels", int64(m.MaxPixels), 1, 1<<30, "pixels; 60000000 is usual")
 	h.TURN.check(bad)
+	for _, u := range h.RTC.LiveKit {
+		checkURL(bad, "homeserver.rtc.livekit", u)
+	}
+	if h.RTC.MaxDelay <= 0 {
+		bad("homeserver.rtc.max_delay", "it must be above 0", "write it such as 24h")
+	}
+	checkRange(bad, "homeserver.rtc.max_scheduled", int64(h.RTC.MaxScheduled), 0, 100_000, "events; 100 is usual")
 }
 
 func (t *TURN) check(bad report) {

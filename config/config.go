@@ -52,6 +52,7 @@ type Homeserver struct {
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
 	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
 	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
+	RTC          RTC          `yaml:"rtc" doc:"Calls of groups, such as those of Element Call, and the delayed events that they need."`
 }
 
 // Federation holds the settings for talking with other homeservers.
@@ -112,6 +113,13 @@ type TURN struct {
 	Username     string   `yaml:"username" doc:"Fixed user name, when there is no shared secret."`
 	Password     Secret   `yaml:"password" doc:"Fixed password, when there is no shared secret."`
 	Lifetime     Duration `yaml:"lifetime" default:"24h" doc:"How long a log-in is good."`
+}
+
+// RTC is what calls of groups need.
+type RTC struct {
+	LiveKit      []string `yaml:"livekit" doc:"Addresses of the services that let people into the company's LiveKit servers, such as https://rtc.example.org/livekit/jwt. Clients are told of them; with none they can make no calls of groups."`
+	MaxDelay     Duration `yaml:"max_delay" default:"24h" doc:"Longest delay of an event that a client wants sent later."`
+	MaxScheduled int      `yaml:"max_scheduled" default:"100" doc:"Events that one user may have scheduled at a time. 0: none, then a call does not notice that a client has gone silent."`
 }
 
 // AppService holds the settings of the enterprise service.

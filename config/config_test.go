@@ -169,7 +169,7 @@ func TestExampleWorksWithEverySettingUncommented(t *testing.T) {
 		t.Fatalf("uncommented: %v", err)
 	}
 	var empty []string
-	for _, list := range []*[]string{&c.Homeserver.Admins, &c.Homeserver.TrustedProxies, &c.Homeserver.AppServices, &c.Homeserver.Federation.Allow, &c.Homeserver.TURN.URIs, &c.AppService.Admins, &c.AppService.DING.Confirm} {
+	for _, list := range []*[]string{&c.Homeserver.Admins, &c.Homeserver.TrustedProxies, &c.Homeserver.AppServices, &c.Homeserver.Federation.Allow, &c.Homeserver.TURN.URIs, &c.Homeserver.RTC.LiveKit, &c.AppService.Admins, &c.AppService.DING.Confirm} {
 		if len(*list) == 0 {
 			*list = empty
 		}

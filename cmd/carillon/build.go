@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -105,6 +106,22 @@ func (a *app) printRegistration(cfg *config.Config) error {
 	return err
 }
 
+// realtime sets what calls of groups need.
+func realtime(opts *homeserver.Options, c *config.RTC) error {
+	opts.Realtime.MaxDelay, opts.Realtime.MaxScheduled = c.MaxDelay.Std(), c.MaxScheduled
+	if c.MaxScheduled == 0 {
+		opts.Realtime.MaxScheduled = -1
+	}
+	for _, u := range c.LiveKit {
+		t, err := json.Marshal(map[string]string{"type": "livekit", "livekit_service_url": u})
+		if err != nil {
+			return err
+		}
+		opts.Realtime.Transports = append(opts.Realtime.Transports, t)
+	}
+	return nil
+}
+
 func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homeserver.Options, error) {
 	h := &cfg.Homeserver
 	opts := homeserver.Options{
@@ -131,6 +148,9 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 			URIs: h.TURN.URIs, SharedSecret: h.TURN.SharedSecret.Value(), Username: h.TURN.Username,
 			Password: h.TURN.Password.Value(), Lifetime: h.TURN.Lifetime.Std(),
 		},
+	}
+	if err := realtime(&opts, &h.RTC); err != nil {
+		return opts, err
 	}
 	if l := h.RateLimits; l.Enabled {
 		opts.RateLimits = httpapi.RateLimits{PerSecond: l.PerSecond, Burst: l.Burst}
