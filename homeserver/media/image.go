@@ -3,17 +3,19 @@ package media
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"image"
-	"image/draw"
-	"image/gif"
+	"image/color"
 	"image/jpeg"
 	"image/png"
 	"io"
 	"math"
+	"os"
 
-	xdraw "golang.org/x/image/draw"
+	"golang.org/x/image/bmp"
+	"golang.org/x/image/tiff"
 	"golang.org/x/image/webp"
 )
 
@@ -23,69 +25,163 @@ const (
 	typePNG  = "image/png"
 	typeGIF  = "image/gif"
 	typeWebP = "image/webp"
+	typeBMP  = "image/bmp"
+	typeTIFF = "image/tiff"
 )
 
 var errNoPicture = errors.New("not a picture that can be read")
 
+const (
+	// sniffSize is how much of a file tells what it is.
+	sniffSize = 32
+	// headSize is how much of a file is looked at to find its orientation and the like.
+	headSize = 256 << 10
+)
+
+// kindOf tells the type of a picture by its first bytes, whatever its uploader said; "" for none that can be read.
+func kindOf(head []byte) string {
+	starts := func(s string) bool { return bytes.HasPrefix(head, []byte(s)) }
+	switch {
+	case starts("\xff\xd8\xff"):
+		return typeJPEG
+	case starts("\x89PNG\r\n\x1a\n"):
+		return typePNG
+	case starts("GIF87a"), starts("GIF89a"):
+		return typeGIF
+	case len(head) >= 16 && starts("RIFF") && string(head[8:12]) == "WEBP":
+		return typeWebP
+	case len(head) >= 18 && starts("BM") && binary.LittleEndian.Uint32(head[14:]) <= 124:
+		return typeBMP
+	case starts("II*\x00"), starts("MM\x00*"):
+		return typeTIFF
+	}
+	return ""
+}
+
 // source is a picture whose head has been read.
 type source struct {
-	r             io.ReadSeeker
-	contentType   string // by its bytes, whatever the uploader said
+	f             *os.File
+	size          int64
+	contentType   string // by its bytes
 	width, height int    // as it is looked at
 	orientation   int    // of Exif, 1 to 8
 	animated      bool
+	pixelBytes    int64 // that its decoder needs for a pixel
+	frames        *frames
 }
 
-// headSize is how much of a file is looked at to find its orientation and whether it moves.
-const headSize = 256 << 10
-
-// inspect reads the head of a picture.
-func inspect(r io.ReadSeeker, size int64) (*source, error) {
+// inspect reads the head of a picture. Nothing is decoded yet, and no more memory used than for the head.
+func inspect(f *os.File, size int64) (*source, error) {
 	head := make([]byte, min(size, headSize))
-	if _, err := io.ReadFull(r, head); err != nil {
+	if _, err := f.ReadAt(head, 0); err != nil {
 		return nil, err
 	}
-	s := &source{r: r, orientation: 1}
-	var (
-		cfg image.Config
-		err error
-	)
-	rewound := func() io.Reader {
-		_, err = r.Seek(0, io.SeekStart)
-		return bufio.NewReader(r)
-	}
-	switch {
-	case bytes.HasPrefix(head, []byte("\xff\xd8\xff")):
-		s.contentType, s.orientation = typeJPEG, orientation(head)
-		cfg, err = jpeg.DecodeConfig(rewound())
-	case bytes.HasPrefix(head, []byte("\x89PNG\r\n\x1a\n")):
-		s.contentType, s.animated = typePNG, animatedPNG(head)
-		cfg, err = png.DecodeConfig(rewound())
-	case bytes.HasPrefix(head, []byte("GIF8")):
-		s.contentType, s.animated = typeGIF, true // as good as all of them are
-		cfg, err = gif.DecodeConfig(rewound())
-	case len(head) > 20 && string(head[:4]) == "RIFF" && string(head[8:12]) == "WEBP":
-		s.contentType, s.animated = typeWebP, string(head[12:16]) == "VP8X" && head[20]&2 != 0
-		cfg, err = webp.DecodeConfig(rewound())
-	default:
-		return nil, errNoPicture
-	}
+	s := &source{f: f, size: size, contentType: kindOf(head), orientation: 1}
+	cfg, err := s.config(head)
 	if err != nil {
 		return nil, err
 	}
-	if cfg.Width <= 0 || cfg.Height <= 0 {
+	if cfg.Width <= 0 || cfg.Height <= 0 || cfg.Width > math.MaxInt32 || cfg.Height > math.MaxInt32 {
 		return nil, errNoPicture
 	}
 	s.width, s.height = cfg.Width, cfg.Height
 	if s.turned() {
 		s.width, s.height = s.height, s.width
 	}
-	_, err = r.Seek(0, io.SeekStart)
-	return s, err
+	return s, nil
+}
+
+// reader reads the picture from its beginning.
+func (s *source) reader() io.Reader {
+	return bufio.NewReaderSize(io.NewSectionReader(s.f, 0, s.size), 64<<10)
+}
+
+// config reads the dimensions, and what else must be known of the type.
+func (s *source) config(head []byte) (cfg image.Config, err error) {
+	switch s.contentType {
+	case typeJPEG:
+		var progressive bool
+		s.orientation, progressive = scanJPEG(head)
+		cfg, err = jpeg.DecodeConfig(s.reader())
+		s.pixelBytes = channelBytes(cfg.ColorModel)
+		if progressive { // its coefficients stay in memory until the end
+			s.pixelBytes += 4 * s.pixelBytes
+		}
+	case typePNG:
+		s.orientation, s.animated = scanPNG(head)
+		cfg, err = png.DecodeConfig(s.reader())
+		s.pixelBytes = channelBytes(cfg.ColorModel)
+		if len(head) > 28 && head[28] == 1 { // interlaced: the passes are pictures of their own
+			s.pixelBytes *= 2
+		}
+	case typeGIF:
+		if s.frames, err = scanGIF(s.f, s.size); err == nil {
+			cfg.Width, cfg.Height = s.frames.width, s.frames.height
+			s.animated, s.pixelBytes = len(s.frames.list) > 1, 4+1
+		}
+	case typeWebP:
+		cfg, err = s.configWebP()
+	case typeBMP:
+		cfg, err = bmp.DecodeConfig(s.reader())
+		s.pixelBytes = channelBytes(cfg.ColorModel)
+	case typeTIFF:
+		cfg, err = tiff.DecodeConfig(io.NewSectionReader(s.f, 0, s.size))
+		s.orientation = exif(head)
+		s.pixelBytes = channelBytes(cfg.ColorModel) + 8 // the strips are unpacked one by one
+	default:
+		err = errNoPicture
+	}
+	return cfg, err
+}
+
+func (s *source) configWebP() (cfg image.Config, err error) {
+	r, err := scanWebP(s.f, s.size)
+	if err != nil {
+		return cfg, err
+	}
+	s.orientation = r.orientation
+	if s.animated = len(r.frames.list) > 1; len(r.frames.list) > 0 {
+		s.frames, s.pixelBytes = &r.frames, 4+8
+		return image.Config{Width: r.frames.width, Height: r.frames.height}, nil
+	}
+	s.pixelBytes = 8
+	return webp.DecodeConfig(s.reader())
+}
+
+// channelBytes is how much memory a pixel of a decoded picture takes.
+func channelBytes(m color.Model) int64 {
+	switch m {
+	case color.GrayModel:
+		return 1
+	case color.Gray16Model:
+		return 2
+	case color.YCbCrModel:
+		return 3
+	case color.RGBAModel, color.NRGBAModel, color.CMYKModel:
+		return 4
+	}
+	if _, ok := m.(color.Palette); ok {
+		return 1
+	}
+	return 8
+}
+
+// memory is about how much decoding takes, in bytes.
+func (s *source) memory() int64 {
+	return int64(s.width) * int64(s.height) * s.pixelBytes
 }
 
 // turned says that width and height are exchanged.
 func (s *source) turned() bool { return s.orientation >= 5 }
+
+// shown says that clients can show a picture of this type as a thumbnail.
+func (s *source) shown() bool {
+	switch s.contentType {
+	case typeJPEG, typePNG, typeGIF, typeWebP:
+		return true
+	}
+	return false
+}
 
 // ratio is the factor from the source to a thumbnail: 1 or more when the source is not larger.
 func (s *source) ratio(want size) float64 {
@@ -99,32 +195,43 @@ func (s *source) ratio(want size) float64 {
 // fits says that the source is its own thumbnail: nothing is ever made larger.
 func (s *source) fits(want size) bool { return s.ratio(want) >= 1 }
 
+// cutting says which part of a picture, not turned yet, becomes a thumbnail of which dimensions.
+func (s *source) cutting(want size) (part image.Rectangle, to image.Point) {
+	ratio := min(s.ratio(want), 1)
+	cut := image.Pt(s.width, s.height)
+	to = image.Pt(scaled(s.width, ratio), scaled(s.height, ratio))
+	if want.crop && ratio < 1 {
+		to = image.Pt(want.width, want.height)
+		cut = image.Pt(min(scaled(want.width, 1/ratio), s.width), min(scaled(want.height, 1/ratio), s.height))
+	}
+	whole := image.Pt(s.width, s.height)
+	if s.turned() {
+		cut, to, whole = image.Pt(cut.Y, cut.X), image.Pt(to.Y, to.X), image.Pt(whole.Y, whole.X)
+	}
+	corner := whole.Sub(cut).Div(2)
+	return image.Rectangle{corner, corner.Add(cut)}, to
+}
+
 // shrink makes the thumbnail.
-func (s *source) shrink(want size) (b []byte, contentType string, err error) {
+func (s *source) shrink(ctx context.Context, want size) (b []byte, contentType string, err error) {
 	defer func() {
 		if recover() != nil { // the decoders read what strangers send
 			err = errNoPicture
 		}
 	}()
+	part, to := s.cutting(want)
+	if s.animated && want.animated && s.frames != nil {
+		if b, err = s.shrinkMoving(ctx, part, to); err == nil || ctx.Err() != nil {
+			return b, typeGIF, err
+		} // else its first frame may do
+	}
 	img, err := s.decode()
 	if err != nil {
 		return nil, "", err
 	}
-	ratio := min(s.ratio(want), 1)
-	cut := image.Pt(s.width, s.height) // the part of the source that is shown
-	dst := image.Pt(scaled(s.width, ratio), scaled(s.height, ratio))
-	if want.crop && ratio < 1 {
-		dst = image.Pt(want.width, want.height)
-		cut = image.Pt(min(scaled(want.width, 1/ratio), s.width), min(scaled(want.height, 1/ratio), s.height))
-	}
-	if s.turned() {
-		cut, dst = image.Pt(cut.Y, cut.X), image.Pt(dst.Y, dst.X)
-	}
-	bounds := img.Bounds()
-	corner := bounds.Min.Add(bounds.Size().Sub(cut).Div(2))
-	out := upright(resize(img, image.Rectangle{corner, corner.Add(cut)}, dst), s.orientation)
+	out := upright(resize(img, part.Add(img.Bounds().Min), to), s.orientation)
 	var buf bytes.Buffer
-	if s.contentType == typeJPEG || s.contentType == typeWebP && out.Opaque() {
+	if s.photo() && out.Opaque() {
 		err = jpeg.Encode(&buf, out, &jpeg.Options{Quality: 82})
 		return buf.Bytes(), typeJPEG, err
 	}
@@ -132,125 +239,88 @@ func (s *source) shrink(want size) (b []byte, contentType string, err error) {
 	return buf.Bytes(), typePNG, err
 }
 
+// photo says that the type is one of photographs, and not mostly of drawings, on which JPEG shows.
+func (s *source) photo() bool {
+	return s.contentType == typeJPEG || s.contentType == typeWebP || s.contentType == typeTIFF
+}
+
 func scaled(n int, ratio float64) int { return max(int(math.Round(float64(n)*ratio)), 1) }
 
-func (s *source) decode() (image.Image, error) {
-	if _, err := s.r.Seek(0, io.SeekStart); err != nil {
-		return nil, err
-	}
-	r := bufio.NewReaderSize(s.r, 64<<10)
+// decode gives the picture, of moving ones the first frame.
+func (s *source) decode() (img image.Image, err error) {
 	switch s.contentType {
 	case typeJPEG:
-		return jpeg.Decode(r)
+		img, err = jpeg.Decode(s.reader())
 	case typePNG:
-		return png.Decode(r)
+		img, err = png.Decode(s.reader())
 	case typeGIF:
-		img, err := gif.Decode(r) // the first frame, which may cover a part only
-		if err != nil || img.Bounds() == image.Rect(0, 0, s.width, s.height) {
-			return img, err
-		}
-		canvas := image.NewRGBA(image.Rect(0, 0, s.width, s.height))
-		draw.Draw(canvas, img.Bounds(), img, img.Bounds().Min, draw.Src)
-		return canvas, nil
+		img, err = s.first()
 	case typeWebP:
-		return webp.Decode(r)
-	}
-	return nil, errNoPicture
-}
-
-// resize makes a part of a picture smaller. Averaging over whole blocks first keeps both the quality and, as the
-// strips are narrow, little memory; a finer filter does the rest.
-func resize(img image.Image, part image.Rectangle, to image.Point) *image.RGBA {
-	block := int(min(float64(part.Dx())/float64(to.X), float64(part.Dy())/float64(to.Y)) / 2)
-	if block >= 2 {
-		img = average(img, part, block)
-		part = img.Bounds()
-	}
-	out := image.NewRGBA(image.Rectangle{Max: to})
-	xdraw.CatmullRom.Scale(out, out.Bounds(), img, part, xdraw.Src, nil)
-	return out
-}
-
-// average makes one pixel of each n by n.
-func average(img image.Image, part image.Rectangle, n int) *image.RGBA {
-	w, h := part.Dx()/n, part.Dy()/n
-	out := image.NewRGBA(image.Rect(0, 0, w, h))
-	strip := image.NewRGBA(image.Rect(0, 0, w*n, n))
-	sums := make([]uint32, w*4)
-	area := uint32(n * n)
-	for y := range h {
-		draw.Draw(strip, strip.Bounds(), img, part.Min.Add(image.Pt(0, y*n)), draw.Src)
-		clear(sums)
-		for row := range n {
-			pix := strip.Pix[row*strip.Stride : row*strip.Stride+w*n*4]
-			for x := range w {
-				sum := sums[x*4 : x*4+4 : x*4+4]
-				for i := x * n * 4; i < (x+1)*n*4; i += 4 {
-					p := pix[i : i+4 : i+4]
-					sum[0] += uint32(p[0])
-					sum[1] += uint32(p[1])
-					sum[2] += uint32(p[2])
-					sum[3] += uint32(p[3])
-				}
-			}
+		if s.frames != nil {
+			img, err = s.first()
+		} else {
+			img, err = webp.Decode(s.reader())
 		}
-		line := out.Pix[y*out.Stride : y*out.Stride+w*4]
-		for i, sum := range sums {
-			line[i] = uint8((sum + area/2) / area)
-		}
+	case typeBMP:
+		img, err = bmp.Decode(s.reader())
+	case typeTIFF:
+		img, err = tiff.Decode(io.NewSectionReader(s.f, 0, s.size))
+	default:
+		err = errNoPicture
 	}
-	return out
+	if err != nil {
+		return nil, err
+	}
+	if got := img.Bounds().Size(); s.turned() && got != image.Pt(s.height, s.width) || !s.turned() && got != image.Pt(s.width, s.height) {
+		return nil, errNoPicture // it is not what its head said
+	}
+	return img, nil
 }
 
-// upright turns and mirrors a picture as Exif says.
-func upright(img *image.RGBA, orientation int) *image.RGBA {
-	if orientation <= 1 || orientation > 8 {
-		return img
-	}
-	w, h := img.Rect.Dx(), img.Rect.Dy()
-	size := image.Rect(0, 0, w, h)
-	if orientation >= 5 {
-		size = image.Rect(0, 0, h, w)
-	}
-	out := image.NewRGBA(size)
-	for y := range h {
-		for x := range w {
-			var p image.Point
-			switch orientation {
-			case 2:
-				p = image.Pt(w-1-x, y)
-			case 3:
-				p = image.Pt(w-1-x, h-1-y)
-			case 4:
-				p = image.Pt(x, h-1-y)
-			case 5:
-				p = image.Pt(y, x)
-			case 6:
-				p = image.Pt(h-1-y, x)
-			case 7:
-				p = image.Pt(h-1-y, w-1-x)
-			default:
-				p = image.Pt(y, w-1-x)
-			}
-			copy(out.Pix[out.PixOffset(p.X, p.Y):][:4], img.Pix[img.PixOffset(x, y):][:4])
-		}
-	}
-	return out
-}
-
-// orientation finds the Exif orientation in the head of a JPEG; 1 when there is none.
-func orientation(head []byte) int {
+// scanJPEG finds the Exif orientation in the head of a JPEG, 1 when there is none, and whether it is progressive,
+// which it may be if the head does not tell.
+func scanJPEG(head []byte) (orientation int, progressive bool) {
+	orientation = 1
 	for p := 2; p+4 <= len(head) && head[p] == 0xff; {
 		marker, n := head[p+1], int(binary.BigEndian.Uint16(head[p+2:]))
-		if marker == 0xda || n < 2 || p+2+n > len(head) {
+		switch marker {
+		case 0xc0, 0xc1:
+			return orientation, false
+		case 0xc2, 0xda:
+			return orientation, true
+		case 0xff: // filling
+			p++
+			continue
+		}
+		if n < 2 || p+2+n > len(head) {
 			break
 		}
 		if body := head[p+4 : p+2+n]; marker == 0xe1 && bytes.HasPrefix(body, []byte("Exif\x00\x00")) {
-			return exif(body[6:])
+			orientation = exif(body[6:])
 		}
 		p += 2 + n
 	}
-	return 1
+	return orientation, true
+}
+
+// scanPNG finds the Exif orientation in the head of a PNG, and whether it moves, which stand before the picture.
+func scanPNG(head []byte) (orientation int, animated bool) {
+	orientation = 1
+	for p := int64(8); p+8 <= int64(len(head)); {
+		n, kind := int64(binary.BigEndian.Uint32(head[p:])), string(head[p+4:p+8])
+		switch kind {
+		case "acTL":
+			animated = true
+		case "eXIf":
+			if p+8+n <= int64(len(head)) {
+				orientation = exif(head[p+8 : p+8+n])
+			}
+		case "IDAT":
+			return orientation, animated
+		}
+		p += 12 + n
+	}
+	return orientation, animated
 }
 
 // exif reads the orientation from the first directory of a TIFF.
@@ -279,19 +349,4 @@ func exif(b []byte) int {
 		}
 	}
 	return 1
-}
-
-// animatedPNG looks for the chunk that makes a PNG move; it stands before the picture.
-func animatedPNG(head []byte) bool {
-	for p := int64(8); p+8 <= int64(len(head)); {
-		n, kind := int64(binary.BigEndian.Uint32(head[p:])), string(head[p+4:p+8])
-		switch kind {
-		case "acTL":
-			return true
-		case "IDAT":
-			return false
-		}
-		p += 12 + n
-	}
-	return false
 }

@@ -11,59 +11,12 @@ import (
 	"net/textproto"
 	"net/url"
 	"strconv"
-	"time"
 
 	log "github.com/sirupsen/logrus"
 
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
-	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
-	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
-
-// fetchTime is how long a file may take from its first byte on.
-const fetchTime = 5 * time.Minute
-
-// fetch makes a copy of a file of another server. Requests for the same file at the same time share one fetch.
-func (s *Store) fetch(ctx context.Context, r request) (*meta, error) {
-	if s.remote == nil {
-		return nil, matrix.NotFound("this server does not federate")
-	}
-	unlock, err := s.fetching.LockContext(ctx, r.name)
-	if err != nil {
-		return nil, err
-	}
-	defer unlock()
-	m, err := s.find(ctx, r.name)
-	if err == nil || !matrix.IsCode(err, "M_NOT_FOUND") {
-		return m, err
-	}
-	release, err := s.fetches.Acquire(ctx, 1)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(ctx, r.wait+fetchTime)
-	defer cancel()
-	body, err := s.ask(ctx, r)
-	if err != nil {
-		return nil, remoteError(r.name, err)
-	}
-	defer body.Close()
-	if body.size > s.opts.MaxRemote {
-		return nil, errRemoteTooLarge
-	}
-	err = s.keep(body, s.opts.MaxRemote, func(c stored) error {
-		return s.db.Write(ctx, func(tx *sqldb.Tx) error {
-			_, err := tx.Exec(qInsertCopy, string(r.origin), r.id, "", body.contentType, body.filename, c.hash, c.size, s.nowMillis(), !s.opts.OpenDownloads)
-			return err
-		})
-	})
-	if err != nil {
-		return nil, remoteError(r.name, err)
-	}
-	return s.find(ctx, r.name)
-}
 
 var errRemoteTooLarge = matrix.NewError(http.StatusBadGateway, "M_TOO_LARGE", "the content is too large to be served")
 
@@ -73,12 +26,14 @@ func remoteError(n name, err error) error {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return errRemoteTooLarge
+	case errors.Is(err, errBanned):
+		return errNone
 	case errors.As(err, &fe) && fe.Code == "M_NOT_YET_UPLOADED":
 		return errNotYet
 	case errors.As(err, &fe) && fe.Code == "M_TOO_LARGE":
 		return errRemoteTooLarge
 	case errors.As(err, &fe) && fe.Status == http.StatusNotFound:
-		return matrix.NotFound("no such media")
+		return errNone
 	}
 	log.WithError(err).WithFields(log.Fields{"origin": n.origin, "media_id": n.id}).Debug("fetching media failed")
 	return matrix.NewError(http.StatusBadGateway, "M_UNKNOWN", "the media could not be fetched from %s", n.origin)
@@ -165,72 +120,4 @@ func (s *Store) parts(ctx context.Context, resp *http.Response) (body *content, 
 		return nil, fmt.Errorf("following the location: status %d", elsewhere.StatusCode)
 	}
 	return newContent(elsewhere.Body, elsewhere.Body, textproto.MIMEHeader(elsewhere.Header), elsewhere.ContentLength), nil
-}
-
-// ServeFederationDownload is GET /_matrix/federation/v1/media/download/{mediaId}.
-func (s *Store) ServeFederationDownload(c *httpapi.Call) (any, error) {
-	m, err := s.forServer(c)
-	if err != nil {
-		return nil, err
-	}
-	f, err := s.open(m)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return httpapi.Done, writeParts(c.W, m.contentType, disposition(m.contentType, m.filename), f)
-}
-
-// ServeFederationThumbnail is GET /_matrix/federation/v1/media/thumbnail/{mediaId}.
-func (s *Store) ServeFederationThumbnail(c *httpapi.Call) (any, error) {
-	want, err := readSize(c)
-	if err != nil {
-		return nil, err
-	}
-	m, err := s.forServer(c)
-	if err != nil {
-		return nil, err
-	}
-	p, err := s.picture(c.Ctx(), m, want)
-	if err != nil {
-		return nil, err
-	}
-	defer p.Close()
-	return httpapi.Done, writeParts(c.W, p.contentType, p.disposition(), p)
-}
-
-// forServer finds the local file that another server asks for.
-func (s *Store) forServer(c *httpapi.Call) (*meta, error) {
-	n, err := parseName(string(s.opts.Server), c.Var("mediaId"))
-	if err != nil {
-		return nil, err
-	}
-	ms, err := c.QueryInt("timeout_ms", defaultWait, 0, maxWait)
-	if err != nil {
-		return nil, err
-	}
-	return s.local(c.Ctx(), request{name: n, wait: time.Duration(ms) * time.Millisecond})
-}
-
-// writeParts writes the answer between servers. Once it has begun an error can only cut it short.
-func writeParts(w http.ResponseWriter, contentType, disposition string, r io.Reader) error {
-	mw := multipart.NewWriter(w)
-	w.Header().Set("Content-Type", "multipart/mixed; boundary="+mw.Boundary())
-	p, err := mw.CreatePart(textproto.MIMEHeader{"Content-Type": {"application/json"}})
-	if err == nil {
-		_, err = io.WriteString(p, "{}")
-	}
-	if err == nil {
-		p, err = mw.CreatePart(textproto.MIMEHeader{"Content-Type": {contentType}, "Content-Disposition": {disposition}})
-	}
-	if err == nil {
-		_, err = io.Copy(p, r)
-	}
-	if err == nil {
-		err = mw.Close()
-	}
-	if err != nil {
-		panic(http.ErrAbortHandler) // the other side must not take the half for the whole
-	}
-	return nil
 }

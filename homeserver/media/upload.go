@@ -10,7 +10,6 @@ import (
 	"mime"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
@@ -32,14 +31,14 @@ type stored struct {
 // Upload stores content for a user, or for the server itself when uploader is empty, and returns its mxc URI.
 func (s *Store) Upload(ctx context.Context, uploader matrix.UserID, contentType, filename string, r io.Reader) (string, error) {
 	n := name{s.opts.Server, matrix.RandomString(32)}
-	err := s.keep(r, s.opts.MaxUpload, func(c stored) error {
-		if err := s.checkQuota(ctx, uploader, c.size); err != nil {
-			return err
-		}
+	err := s.keep(ctx, r, s.maxUpload(contentType), func(c stored) error {
 		return s.db.Write(ctx, func(tx *sqldb.Tx) error {
 			_, err := tx.Exec(qInsert, string(n.origin), n.id, string(uploader), cleanType(contentType), cleanName(filename),
 				c.hash, c.size, s.nowMillis(), !s.opts.OpenDownloads)
-			return err
+			if err != nil {
+				return err
+			}
+			return s.charge(tx, uploader, n.origin, c.size)
 		})
 	})
 	if err != nil {
@@ -48,12 +47,16 @@ func (s *Store) Upload(ctx context.Context, uploader matrix.UserID, contentType,
 	return n.MXC(), nil
 }
 
-// errTooLarge is content beyond the limit.
-var errTooLarge = errors.New("the content is too large")
+var (
+	// errTooLarge is content beyond the limit.
+	errTooLarge = errors.New("the content is too large")
+	// errBanned is content that the administrators have put away.
+	errBanned = matrix.Forbidden("this content is not permitted here")
+)
 
-// keep streams content to the disk, and calls commit when it is safe there; while commit runs the content cannot
-// be swept away.
-func (s *Store) keep(r io.Reader, limit int64, commit func(stored) error) error {
+// keep streams content to the disk, puts it where it belongs, and calls commit when it is safe there; while commit
+// runs the content cannot be swept away.
+func (s *Store) keep(ctx context.Context, r io.Reader, limit int64, commit func(stored) error) error {
 	f, err := os.CreateTemp(s.tmp(), "upload-")
 	if err != nil {
 		return fmt.Errorf("storing media: %w", err)
@@ -70,52 +73,33 @@ func (s *Store) keep(r io.Reader, limit int64, commit func(stored) error) error 
 		return fmt.Errorf("receiving media: %w", err)
 	}
 	c := stored{hex.EncodeToString(hash.Sum(nil)), size}
-	s.sweep.RLock()
-	defer s.sweep.RUnlock()
-	if err := s.place(f, c.hash); err != nil {
+	if banned, err := s.banned(ctx, c.hash); err != nil || banned != nil {
+		return errors.Join(err, ifBanned(banned))
+	}
+	unlock, err := s.holding.LockContext(ctx, c.hash)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := s.files.put(ctx, c.hash, f, size); err != nil {
 		return fmt.Errorf("storing media: %w", err)
 	}
 	return commit(c)
 }
 
-// place puts a finished file under its hash so that it survives a power cut.
-func (s *Store) place(f *os.File, hash string) error {
-	path := s.file(hash)
-	if _, err := os.Stat(path); err != nil { // else the same content is there
-		if err := f.Sync(); err != nil {
-			return err
-		}
-		if err := os.Rename(f.Name(), path); err != nil {
-			return err
-		}
-	}
-	// Also where another upload has just put the file: it may not have come to this yet.
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// maxUpload is how large an upload of a type may be.
+func (s *Store) maxUpload(contentType string) int64 {
+	t, _, err := mime.ParseMediaType(contentType)
 	if err != nil {
-		return err
+		t = octets
 	}
-	defer d.Close()
-	return d.Sync()
-}
-
-// checkQuota refuses an upload that would be too much for its user.
-func (s *Store) checkQuota(ctx context.Context, uploader matrix.UserID, size int64) error {
-	if uploader == "" || s.opts.UserBytes <= 0 && s.opts.UserFiles <= 0 {
-		return nil
+	kind, _, _ := strings.Cut(t, "/")
+	for _, l := range s.opts.TypeLimits {
+		if l.Type == t || l.Type == kind+"/*" || l.Type == "*" {
+			return min(l.Max, s.opts.MaxUpload)
+		}
 	}
-	var files, bytes int64
-	err := s.db.Read(ctx, func(tx *sqldb.Tx) error { return tx.QueryRow(qUsed, string(uploader)).Scan(&files, &bytes) })
-	if err != nil {
-		return fmt.Errorf("reading quota: %w", err)
-	}
-	if s.opts.UserFiles > 0 && files >= s.opts.UserFiles || s.opts.UserBytes > 0 && bytes+size > s.opts.UserBytes {
-		return matrix.Forbidden("your quota for uploads is used up")
-	}
-	return nil
+	return s.opts.MaxUpload
 }
 
 // cleanType is a content type that can be sent to clients.
@@ -132,8 +116,8 @@ func cleanType(s string) string {
 // cleanName is a file name that can be sent to clients.
 func cleanName(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r == unicode.ReplacementChar || unicode.IsControl(r) {
-			return -1
+		if r == unicode.ReplacementChar || unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
+			return -1 // what writes from right to left can make an .exe look like a .txt
 		}
 		return r
 	}, s)
@@ -145,21 +129,25 @@ func cleanName(s string) string {
 
 // admit checks what can be known before an upload is read.
 func (s *Store) admit(c *httpapi.Call) error {
-	if c.R.ContentLength > s.opts.MaxUpload {
-		return s.uploadTooLarge()
+	limit := s.maxUpload(c.R.Header.Get("Content-Type"))
+	if limit == 0 {
+		return matrix.Forbidden("files of this type are not permitted here")
+	}
+	if c.R.ContentLength > limit {
+		return uploadTooLarge(limit)
 	}
 	return s.checkQuota(c.Ctx(), c.Caller.User, max(c.R.ContentLength, 0))
 }
 
-func (s *Store) uploadTooLarge() error {
-	return matrix.TooLarge("uploads may have %d bytes at most", s.opts.MaxUpload)
+func uploadTooLarge(limit int64) error {
+	return matrix.TooLarge("uploads of this type may have %d bytes at most", limit)
 }
 
 // uploadError is what a client hears of an upload that failed.
 func (s *Store) uploadError(c *httpapi.Call, err error) error {
 	switch {
 	case errors.Is(err, errTooLarge):
-		return s.uploadTooLarge()
+		return uploadTooLarge(s.maxUpload(c.R.Header.Get("Content-Type")))
 	case errors.Is(err, io.ErrUnexpectedEOF) || c.Ctx().Err() != nil:
 		return matrix.Unknown("the upload ended too early")
 	}
@@ -236,17 +224,21 @@ func (s *Store) fill(c *httpapi.Call) (any, error) {
 	if err := s.admit(c); err != nil {
 		return nil, err
 	}
-	err = s.keep(c.BodyReader(), s.opts.MaxUpload, func(content stored) error {
-		if err := s.checkQuota(c.Ctx(), c.Caller.User, content.size); err != nil {
-			return err
-		}
+	contentType := c.R.Header.Get("Content-Type")
+	err = s.keep(c.Ctx(), c.BodyReader(), s.maxUpload(contentType), func(content stored) error {
 		return s.db.Write(c.Ctx(), func(tx *sqldb.Tx) error {
-			rows, err := tx.Exec(qFill, string(n.origin), n.id, cleanType(c.R.Header.Get("Content-Type")), cleanName(c.Query("filename")),
-				content.hash, content.size, s.nowMillis(), !s.opts.OpenDownloads)
-			if err == nil && rows == 0 {
+			now := s.nowMillis()
+			rows, err := tx.Exec(qFill, string(n.origin), n.id, cleanType(contentType), cleanName(c.Query("filename")),
+				content.hash, content.size, now, !s.opts.OpenDownloads)
+			switch {
+			case err != nil:
+				return err
+			case rows == 0 && m.expires <= now:
+				return errNone // while it came in
+			case rows == 0:
 				return errFilled // by a request at the same time
 			}
-			return err
+			return s.charge(tx, m.uploader, n.origin, content.size)
 		})
 	})
 	if err != nil {
