@@ -43,12 +43,35 @@ type world struct {
 	authority *httpapitest.Authority
 
 	mu    sync.Mutex
-	addrs map[string]string // "name:8448" to what is listened on
+	addrs map[string]string          // "name:8448" to what is listened on
+	deaf  map[matrix.ServerName]bool // these lose all transactions
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	return &world{t: t, authority: httpapitest.NewAuthority(t), addrs: map[string]string{}}
+	return &world{t: t, authority: httpapitest.NewAuthority(t), addrs: map[string]string{}, deaf: map[matrix.ServerName]bool{}}
+}
+
+// deafen makes servers lose what they are sent; they still ask and answer.
+func (w *world) deafen(list ...*server) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, s := range list {
+		w.deaf[s.name] = true
+	}
+}
+
+func (w *world) hearing(s *server, h http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.mu.Lock()
+		deaf := w.deaf[s.name] && strings.Contains(r.URL.Path, "/send/")
+		w.mu.Unlock()
+		if deaf {
+			_, _ = rw.Write([]byte(`{"pdus":{}}`))
+			return
+		}
+		h.ServeHTTP(rw, r)
+	})
 }
 
 func (w *world) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -159,7 +182,7 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	api.Add(s.fed.OpenIDRoutes()...)
 	api.Add(s.keys.Routes()...)
 	api.Add(ring.Routes()...)
-	srv := httptest.NewUnstartedServer(api)
+	srv := httptest.NewUnstartedServer(w.hearing(s, api))
 	srv.TLS = &tls.Config{Certificates: []tls.Certificate{w.authority.Certificate(string(name))}}
 	srv.StartTLS()
 	w.mu.Lock()
