@@ -327,6 +327,20 @@ func appendEvents(dst []byte, list [][]byte) []byte {
 	return append(dst, `]}`...)
 }
 
+func (w *work) appendEvent(b []byte, e *events.Event) []byte {
+	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now(), Relations: w.bundles[e.ID], ReaderMembership: "join"}
+	if w.sight != nil {
+		f.ReaderMembership = w.sight.Membership(e.Pos)
+	}
+	switch {
+	case w.q.filter.Federation():
+		return append(b, e.JSON...)
+	case w.q.filter.HasFields():
+		return append(b, w.q.filter.Project(e.AppendClient(nil, f))...)
+	}
+	return e.AppendClient(b, f)
+}
+
 func (w *work) toDevice(tx *sqldb.Tx, out *[]byte, token *Token) error {
 	q := w.q
 	if q.device == "" || tx == nil {

@@ -409,10 +409,14 @@ func (w *work) events(tx *sqldb.Tx, r *hub.RoomState, fresh bool) ([]byte, error
 	if err := w.stateOf(tx, t, r.ID, from, w.to, fresh || q.full); err != nil {
 		return nil, err
 	}
-	if !fresh && !q.full && len(t.list) == 0 && len(t.state) == 0 {
+	sticky, err := w.sticky(tx, r.ID, from, t, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !fresh && !q.full && len(t.list) == 0 && len(t.state) == 0 && len(sticky) == 0 {
 		return nil, nil
 	}
-	b := w.appendTimeline(nil, t)
+	b := w.appendSticky(w.appendTimeline(nil, t), sticky)
 	return w.appendSummary(tx, b, r.ID, fresh || q.full || r.LastState > from)
 }
 
@@ -454,10 +458,14 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 			return nil, err
 		}
 	}
-	if len(t.list) == 0 && len(t.state) == 0 {
+	sticky, err := w.sticky(tx, r.ID, w.q.since.Pos, t, list)
+	if err != nil {
+		return nil, err
+	}
+	if len(t.list) == 0 && len(t.state) == 0 && len(sticky) == 0 {
 		return nil, nil
 	}
-	return w.appendSummary(tx, w.appendTimeline(nil, t), r.ID, members)
+	return w.appendSummary(tx, w.appendSticky(w.appendTimeline(nil, t), sticky), r.ID, members)
 }
 
 // stateOf fills in the state that goes with a timeline: what changed between
@@ -576,18 +584,4 @@ func (w *work) appendTimeline(b []byte, t *timeline) []byte {
 	b = append(b, `,"prev_batch":"`...)
 	b = append(b, Token{Pos: max(start, 0)}.String()...)
 	return append(b, `"}`...)
-}
-
-func (w *work) appendEvent(b []byte, e *events.Event) []byte {
-	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now(), Relations: w.bundles[e.ID], ReaderMembership: "join"}
-	if w.sight != nil {
-		f.ReaderMembership = w.sight.Membership(e.Pos)
-	}
-	switch {
-	case w.q.filter.Federation():
-		return append(b, e.JSON...)
-	case w.q.filter.HasFields():
-		return append(b, w.q.filter.Project(e.AppendClient(nil, f))...)
-	}
-	return e.AppendClient(b, f)
 }

@@ -1,0 +1,143 @@
+package hstest_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/tidwall/gjson"
+	"maunium.net/go/mautrix"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/carillon-chat/carillon/homeserver"
+	"github.com/carillon-chat/carillon/homeserver/hstest"
+)
+
+const msc4140 = "/_matrix/client/unstable/org.matrix.msc4140/"
+
+// stick sends a sticky event.
+func stick(u *hstest.User, room id.RoomID, txn, body string, ms int) string {
+	return u.OK("PUT", hstest.Path("rooms", string(room), "send", "m.test", txn)+fmt.Sprintf("?org.matrix.msc4354.sticky_duration_ms=%d", ms),
+		map[string]string{"body": body}).Get("event_id").Str
+}
+
+// stuck lists what is sticky in a room's part of an answer to /sync.
+func stuck(r gjson.Result, room id.RoomID) []string {
+	return eventIDs(r.Get(in("join", room) + ".msc4354_sticky.events"))
+}
+
+func TestCallsAreAnnounced(t *testing.T) {
+	t.Parallel()
+	transport := `{"livekit_service_url":"https://rtc.a.example/livekit/jwt","type":"livekit"}`
+	s := hstest.New(t, func(o *homeserver.Options) {
+		o.Realtime.Transports = []json.RawMessage{json.RawMessage(transport)}
+		o.PublicURL = "https://chat.a.example"
+	})
+	alice := s.User("alice")
+	got := alice.OK("GET", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", nil)
+	if got.Get("rtc_transports").Raw != "["+transport+"]" {
+		t.Errorf("transports: %s", got)
+	}
+	if a := s.Do("", "GET", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", nil); a.Status != 401 || a.Code() != "M_MISSING_TOKEN" {
+		t.Errorf("without a token: %d %s", a.Status, a.Body)
+	}
+	if w := s.Do("", "GET", "/.well-known/matrix/client", nil); w.Get(`org\.matrix\.msc4143\.rtc_foci`).Raw != "["+transport+"]" {
+		t.Errorf("well-known: %s", w.Body)
+	}
+	v := s.Do("", "GET", "/_matrix/client/versions", nil)
+	for _, f := range []string{"org.matrix.msc4140", "org.matrix.msc4143", "org.matrix.msc4354"} {
+		if !v.Get("unstable_features." + gjson.Escape(f)).Bool() {
+			t.Errorf("%s is not offered", f)
+		}
+	}
+	c := alice.OK("GET", hstest.V3+"/capabilities", nil).Get(`capabilities.org\.matrix\.msc4140\.delayed_events`)
+	if c.Get("max_delay_ms").Int() != 86400000 || c.Get("max_scheduled").Int() != 100 {
+		t.Errorf("the limits are %s", c)
+	}
+}
+
+func TestStickyEventsReachClients(t *testing.T) {
+	t.Parallel()
+	s := hstest.New(t)
+	alice, bob, carol := s.User("alice"), s.User("bob"), s.User("carol")
+	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "public_chat", InitialState: nil}, bob)
+	alice.OK("PUT", hstest.Path("rooms", string(room), "state", "m.room.history_visibility", ""), map[string]string{"history_visibility": "joined"})
+	since := bob.RawSync("").Get("next_batch").Str
+	one := stick(alice, room, "1", "one", 600_000)
+	r := bob.RawSync(since)
+	e := r.Get(in("join", room) + ".timeline.events.0")
+	if e.Get("event_id").Str != one || e.Get("msc4354_sticky.duration_ms").Int() != 600_000 {
+		t.Fatalf("the timeline holds %s", e)
+	}
+	if ttl := e.Get("unsigned.msc4354_sticky_duration_ttl_ms").Int(); ttl <= 590_000 || ttl > 600_000 {
+		t.Errorf("it lasts for %d ms", ttl)
+	}
+	if got := stuck(r, room); got != nil {
+		t.Errorf("sticky though in the timeline: %v", got)
+	}
+	// More follows than a timeline holds.
+	two := stick(alice, room, "2", "two", 300_000)
+	short := stick(alice, room, "3", "short", 1)
+	for i := range 30 {
+		alice.Say(room, fmt.Sprint("m", i))
+	}
+	const filter = `filter={"room":{"timeline":{"limit":3}}}`
+	for _, params := range [][]string{{filter}, {filter, "full_state=true"}, {`filter={"room":{"timeline":{"limit":3,"lazy_load_members":true},"state":{"lazy_load_members":true}}}`}} {
+		if got := fmt.Sprint(stuck(bob.RawSync(since, params...), room)); got != fmt.Sprintf("[%s %s]", one, two) {
+			t.Errorf("%v: sticky are %s, want %s and %s but not %s", params, got, one, two, short)
+		}
+	}
+	if got := fmt.Sprint(stuck(bob.RawSync(since, `filter={"room":{"timeline":{"types":["m.room.name"]}}}`), room)); got != fmt.Sprintf("[%s %s]", one, two) {
+		t.Errorf("with a filter that leaves them out of the timeline: %s", got)
+	}
+	next := bob.RawSync(since, filter).Get("next_batch").Str
+	if got := stuck(bob.RawSync(next, filter), room); got != nil {
+		t.Errorf("heard twice: %v", got)
+	}
+	// Whoever joins hears of them though he may not see what was before.
+	if _, err := carol.JoinRoomByID(t.Context(), room); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(stuck(carol.RawSync(""), room)); got != fmt.Sprintf("[%s %s]", one, two) {
+		t.Errorf("the newcomer hears of %s", got)
+	}
+	alice.OK("PUT", hstest.Path("rooms", string(room), "redact", two, "r"), map[string]string{})
+	s.Stop()
+	s.Start()
+	if got := fmt.Sprint(stuck(carol.RawSync("", filter), room)); got != fmt.Sprintf("[%s]", one) {
+		t.Errorf("after a restart and a redaction: %s", got)
+	}
+	for _, bad := range []string{"-1", "3600001", "x", "1.5"} {
+		alice.Refused(400, "M_INVALID_PARAM", "PUT", hstest.Path("rooms", string(room), "send", "m.test", "bad")+"?org.matrix.msc4354.sticky_duration_ms="+bad, map[string]string{})
+	}
+}
+
+// A call whose client goes silent ends by itself: the leave is delayed, sticky,
+// and put off while the client lives.
+func TestDelayedStickyEvent(t *testing.T) {
+	t.Parallel()
+	s := hstest.New(t)
+	alice, bob := s.User("alice"), s.User("bob")
+	room := alice.Room(nil, bob)
+	since := bob.RawSync("").Get("next_batch").Str
+	delay := alice.OK("PUT", hstest.Path("rooms", string(room), "send", "org.matrix.msc4143.rtc.member", "leave")+
+		"?org.matrix.msc4354.sticky_duration_ms=60000&org.matrix.msc4140.delay=300", map[string]string{"msc4354_sticky_key": "x"}).Get("delay_id").Str
+	for range 3 {
+		time.Sleep(150 * time.Millisecond)
+		if a := s.Do("", "POST", msc4140+"delayed_events/"+delay+"/restart", "{}"); a.Status != 200 {
+			t.Fatalf("restart: %d %s", a.Status, a.Body)
+		}
+	}
+	if n := bob.RawSync(since).Get(in("join", room) + ".timeline.events.#").Int(); n != 0 {
+		t.Fatal("the call ended though its client lives")
+	}
+	e := bob.RawSync(since, "timeout=10000").Get(in("join", room) + ".timeline.events.0")
+	if e.Get("type").Str != "org.matrix.msc4143.rtc.member" || e.Get("msc4354_sticky.duration_ms").Int() != 60000 || e.Get("unsigned").Get(`org\.matrix\.msc4140\.delay_id`).Exists() {
+		t.Errorf("bob hears %s", e)
+	}
+	mine := alice.RawSync("").Get(in("join", room) + ".timeline.events.@reverse.0")
+	if got := mine.Get("unsigned").Get(`org\.matrix\.msc4140\.delay_id`).Str; got != delay {
+		t.Errorf("alice sees the delay ID %q", got)
+	}
+}
