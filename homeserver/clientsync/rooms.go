@@ -470,7 +470,7 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 
 // stateOf fills in the state that goes with a timeline: what changed between
 // from and its start (or its end, for clients that want it so), everything for a
-// room that is new to the client; with lazy loading members only of those who
+// room that is new to the client, with lazy loading members only of those who
 // speak.
 // Spec: client-server-api#lazy-loading-room-members
 func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, all bool) error {
@@ -513,14 +513,21 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 	return w.s.Events.Complete(tx, t.state)
 }
 
-// lazyRows keeps of the members those who speak in the timeline, and adds the
-// ones that did not change.
+// lazyRows keeps of all members those who speak in the timeline, and adds to what
+// changed the ones who speak and did not change. A change of a member is never left
+// out: whoever has loaded the members keeps them up to date by this.
 func (w *work) lazyRows(tx *sqldb.Tx, t *timeline, id matrix.RoomID, rows []state.Row, end stream.Pos, all bool) ([]state.Row, error) {
-	need := map[string]bool{}
+	need, told := map[string]bool{}, map[string]bool{}
 	for _, e := range t.list {
-		need[string(e.Sender)] = true
 		if e.Type == "m.room.member" && e.StateKey != nil {
-			delete(need, *e.StateKey)
+			if t.after == "" {
+				told[*e.StateKey] = true // by the timeline, from here on
+			} else {
+				need[*e.StateKey] = true // the client takes no state from the timeline
+			}
+		}
+		if sender := string(e.Sender); !told[sender] {
+			need[sender] = true
 		}
 	}
 	if all {
@@ -535,7 +542,7 @@ func (w *work) lazyRows(tx *sqldb.Tx, t *timeline, id matrix.RoomID, rows []stat
 	}
 	out := rows[:0]
 	for _, r := range rows {
-		if r.Type != "m.room.member" || need[r.StateKey] {
+		if !all || r.Type != "m.room.member" || need[r.StateKey] {
 			out = append(out, r)
 			delete(need, r.StateKey)
 		}
