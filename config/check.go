@@ -97,6 +97,8 @@ func (h *Homeserver) check(bad report) {
 	checkRange(bad, "homeserver.media.max_upload", int64(m.MaxUpload), 1, 1<<40, "bytes; 100MiB is usual")
 	checkRange(bad, "homeserver.media.max_remote", int64(m.MaxRemote), 1, 1<<40, "bytes; 100MiB is usual")
 	checkRange(bad, "homeserver.media.max_pixels", int64(m.MaxPixels), 1, 1<<30, "pixels; 60000000 is usual")
+	m.check(bad)
+	h.URLPreviews.check(bad)
 	h.TURN.check(bad)
 	for _, u := range h.RTC.LiveKit {
 		checkURL(bad, "homeserver.rtc.livekit", u)
@@ -105,6 +107,65 @@ func (h *Homeserver) check(bad report) {
 		bad("homeserver.rtc.max_delay", "it must be above 0", "write it such as 24h")
 	}
 	checkRange(bad, "homeserver.rtc.max_scheduled", int64(h.RTC.MaxScheduled), 0, 100_000, "events; 100 is usual")
+}
+
+func (m *Media) check(bad report) {
+	for _, l := range m.TypeLimits {
+		if _, _, err := ParseTypeLimit(l); err != nil {
+			bad("homeserver.media.type_limits", fmt.Sprintf("%q is not a type and a size", l), "write it such as image/*=20MiB")
+		}
+	}
+	checkRange(bad, "homeserver.media.user_files", int64(m.UserFiles), 0, 1<<40, "files; 0 is no limit")
+	checkRange(bad, "homeserver.media.max_pending", int64(m.MaxPending), 1, 10000, "uploads; 20 is usual")
+	if m.PendingFor <= 0 {
+		bad("homeserver.media.pending_lifetime", "it must be above 0", "write it such as 24h")
+	}
+	checkRange(bad, "homeserver.media.thumbnail_cache", int64(m.ThumbnailCache), 1<<20, 1<<50, "bytes; 4GiB is usual")
+	s := &m.S3
+	const s3 = "homeserver.media.s3."
+	checkURL(bad, s3+"endpoint", s.Endpoint)
+	checkURL(bad, s3+"public_endpoint", s.PublicEndpoint)
+	if s.Endpoint == "" {
+		if s.Redirect {
+			bad(s3+"redirect", "there is no store to redirect to", "set homeserver.media.s3.endpoint, or remove redirect")
+		}
+		return
+	}
+	if s.Bucket == "" || s.AccessKey == "" || s.SecretKey == "" {
+		bad(s3+"endpoint", "bucket, access_key and secret_key belong to it", "set them too; the keys best as file: or env:")
+	}
+	if s.CAFile != "" {
+		checkExists(bad, s3+"ca_file", s.CAFile)
+	}
+	checkRange(bad, s3+"link_lifetime", int64(s.LinkFor), int64(time.Second), int64(7*24*time.Hour), "nanoseconds; 5m is usual")
+}
+
+// ParseTypeLimit reads an entry of type_limits: a type, such as image/*, and the largest upload of it.
+func ParseTypeLimit(s string) (kind string, limit Size, err error) {
+	kind, size, ok := strings.Cut(s, "=")
+	kind = strings.ToLower(strings.TrimSpace(kind))
+	if !ok || kind != "*" && strings.Count(kind, "/") != 1 {
+		return "", 0, fmt.Errorf("%q is not a type and a size", s)
+	}
+	limit, err = ParseSize(size)
+	return kind, limit, err
+}
+
+func (p *URLPreviews) check(bad report) {
+	for field, list := range map[string][]string{"allow_networks": p.AllowNetworks, "deny_networks": p.DenyNetworks} {
+		for _, n := range list {
+			if _, err := parseNetwork(n); err != nil {
+				bad("homeserver.url_previews."+field, fmt.Sprintf("%q is neither an address nor a network", n), "write it such as 10.20.0.0/16")
+			}
+		}
+	}
+	for field, list := range map[string][]string{"allow": p.Allow, "deny": p.Deny} {
+		for _, name := range list {
+			if !serverName.MatchString(strings.TrimPrefix(name, "*.")) {
+				bad("homeserver.url_previews."+field, fmt.Sprintf("%q is not the name of a host", name), "write names such as example.org or *.example.org")
+			}
+		}
+	}
 }
 
 func (t *TURN) check(bad report) {

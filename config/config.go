@@ -92,18 +92,53 @@ type RateLimits struct {
 
 // Media holds the settings of the media store.
 type Media struct {
-	Dir          string `yaml:"dir" doc:"Folder of the files. Empty: data_dir/media."`
-	MaxUpload    Size   `yaml:"max_upload" default:"100MiB" doc:"Largest file that people may upload."`
-	MaxRemote    Size   `yaml:"max_remote" default:"100MiB" doc:"Largest file that is fetched from another server."`
-	MaxPixels    int    `yaml:"max_pixels" default:"60000000" doc:"Largest picture (width times height) of which thumbnails are made."`
-	OpenDownload bool   `yaml:"open_downloads" doc:"Files uploaded from now on can also be fetched without a log-in, from the endpoints that the specification has retired, for clients that know no others."`
-	DynamicThumb bool   `yaml:"dynamic_thumbnails" default:"true" doc:"Make thumbnails of sizes that clients ask for, not only of the standard ones."`
+	Dir          string   `yaml:"dir" doc:"Folder of the files. Empty: data_dir/media. With s3 it holds thumbnails and uploads that are coming in."`
+	MaxUpload    Size     `yaml:"max_upload" default:"100MiB" doc:"Largest file that people may upload."`
+	MaxRemote    Size     `yaml:"max_remote" default:"100MiB" doc:"Largest file that is fetched from another server."`
+	MaxPixels    int      `yaml:"max_pixels" default:"60000000" doc:"Largest picture (width times height) of which thumbnails are made."`
+	TypeLimits   []string `yaml:"type_limits" doc:"Largest uploads by the type that the client states, such as \"image/*=20MiB\" or \"application/x-msdownload=0\" for none at all. The first that fits counts; max_upload bounds them all. Encrypted files are application/octet-stream."`
+	OpenDownload bool     `yaml:"open_downloads" doc:"Files uploaded from now on can also be fetched without a log-in, from the endpoints that the specification has retired, for clients that know no others."`
+	DynamicThumb bool     `yaml:"dynamic_thumbnails" default:"true" doc:"Make thumbnails of sizes that clients ask for, not only of the standard ones."`
+
+	UserQuota   Size     `yaml:"user_quota" doc:"What one person may upload in all. 0: no limit."`
+	UserFiles   int      `yaml:"user_files" doc:"How many files one person may upload in all. 0: no limit."`
+	ServerQuota Size     `yaml:"server_quota" doc:"What all people of this server may upload in all. 0: no limit."`
+	MaxPending  int      `yaml:"max_pending" default:"20" doc:"Uploads that one person may have announced without having sent them."`
+	PendingFor  Duration `yaml:"pending_lifetime" default:"24h" doc:"How long an announced upload may take to come."`
+	LocalFor    Duration `yaml:"local_lifetime" doc:"Delete uploads that nobody has asked for in this time, such as 730d. Avatars in use and files that an administrator has protected stay. 0: never."`
+
+	RemoteCache    Size     `yaml:"remote_cache" default:"20GiB" doc:"How much of other servers' files is kept; those asked for longest ago go first. 0: no limit."`
+	RemoteFor      Duration `yaml:"remote_lifetime" default:"90d" doc:"Delete copies of other servers' files that nobody has asked for in this time; they are fetched again when somebody does. 0: never."`
+	ThumbnailCache Size     `yaml:"thumbnail_cache" default:"4GiB" doc:"How much of thumbnails is kept; those used longest ago go first, and are made again when needed."`
+
+	S3 S3 `yaml:"s3" doc:"Keep files in an object store that speaks S3, and not in dir. \"carillon media copy\" takes those over that are there already."`
+}
+
+// S3 is an object store.
+type S3 struct {
+	Endpoint       string   `yaml:"endpoint" doc:"Address of the store, such as https://s3.example.org:9000. Empty: files are kept in dir."`
+	Region         string   `yaml:"region" default:"us-east-1" doc:"Region of the bucket."`
+	Bucket         string   `yaml:"bucket" doc:"Name of the bucket, which must be there and private."`
+	Prefix         string   `yaml:"prefix" doc:"Put before the names of objects, such as carillon/."`
+	AccessKey      Secret   `yaml:"access_key" doc:"Key ID of an account that may read, write, list and delete there."`
+	SecretKey      Secret   `yaml:"secret_key" doc:"Secret of that account."`
+	PathStyle      bool     `yaml:"path_style" default:"true" doc:"Write the bucket into the path, as most stores want it. Off: before the host's name, as Amazon wants it."`
+	CAFile         string   `yaml:"ca_file" doc:"PEM certificates of authorities that are trusted for the store besides the system's."`
+	Redirect       bool     `yaml:"redirect" doc:"Send clients and other servers to the store for large files, with a link that is good for link_lifetime, instead of passing the files through. The store must be reached by them, allow requests of web clients from everywhere (CORS), and speak HTTPS."`
+	RedirectFrom   Size     `yaml:"redirect_from" default:"1MiB" doc:"Files from this size on are redirected."`
+	PublicEndpoint string   `yaml:"public_endpoint" doc:"Address at which clients reach the store, if it is not endpoint."`
+	LinkFor        Duration `yaml:"link_lifetime" default:"5m" doc:"How long a link is good."`
 }
 
 // URLPreviews says whether pages are fetched for clients.
 type URLPreviews struct {
-	Enabled      bool `yaml:"enabled" default:"true" doc:"Fetch pages for clients that ask for a preview."`
-	AllowPrivate bool `yaml:"allow_private_networks" doc:"Also fetch from loopback, private and link-local addresses: pages of the company's own network, to which then everybody with an account can send this server."`
+	Enabled       bool     `yaml:"enabled" default:"true" doc:"Fetch pages for clients that ask for a preview."`
+	AllowPrivate  bool     `yaml:"allow_private_networks" doc:"Also fetch from loopback, private and link-local addresses: pages of the company's own network, to which then everybody with an account can send this server."`
+	AllowNetworks []string `yaml:"allow_networks" doc:"Private networks, such as 10.20.0.0/16, whose pages are fetched though private ones are not."`
+	DenyNetworks  []string `yaml:"deny_networks" doc:"Networks from which nothing is fetched. They win over all others."`
+	Allow         []string `yaml:"allow" doc:"Names of the only hosts from which pages are fetched; *.example.org covers all below it. Empty: all."`
+	Deny          []string `yaml:"deny" doc:"Names of hosts from which nothing is fetched, in the same form. They win over allow."`
+	Language      string   `yaml:"language" doc:"What is asked of pages whose reader's client names no language, such as zh-CN,zh;q=0.9,en;q=0.8. Empty: nothing."`
 }
 
 // TURN is what clients are told about the TURN server.
@@ -197,9 +232,16 @@ func (c *Config) RegistrationFile() string {
 }
 
 // TrustedProxies are the addresses of the reverse proxies.
-func (c *Config) TrustedProxies() []netip.Prefix {
+func (c *Config) TrustedProxies() []netip.Prefix { return networks(c.Homeserver.TrustedProxies) }
+
+// Networks are the private networks whose pages are fetched, and those from which nothing is.
+func (p *URLPreviews) Networks() (allow, deny []netip.Prefix) {
+	return networks(p.AllowNetworks), networks(p.DenyNetworks)
+}
+
+func networks(texts []string) []netip.Prefix {
 	var list []netip.Prefix
-	for _, s := range c.Homeserver.TrustedProxies {
+	for _, s := range texts {
 		if p, err := parseNetwork(s); err == nil { // else not after check
 			list = append(list, p)
 		}

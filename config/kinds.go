@@ -112,6 +112,19 @@ func isSQLiteURI(s string) bool {
 	return strings.HasSuffix(path, ".db") || strings.HasSuffix(path, ".sqlite")
 }
 
+// parseDuration reads a time span, also one of whole days.
+func parseDuration(s string) (time.Duration, error) {
+	const day = 24 * time.Hour
+	if days, ok := strings.CutSuffix(s, "d"); ok {
+		n, err := strconv.ParseInt(days, 10, 32)
+		if err != nil || n > int64((1<<63-1)/day) {
+			return 0, fmt.Errorf("not a time span")
+		}
+		return time.Duration(n) * day, nil
+	}
+	return time.ParseDuration(s)
+}
+
 // publicAddr is a listening address as one connects to it from this machine.
 func publicAddr(listen string) string {
 	host, port, err := net.SplitHostPort(listen)

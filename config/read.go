@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -208,9 +207,9 @@ func scalar(n ast.Node) (string, bool) {
 func setText(v reflect.Value, text string) (message, mend string) {
 	switch v.Interface().(type) {
 	case Duration:
-		d, err := time.ParseDuration(text)
+		d, err := parseDuration(text)
 		if err != nil || d < 0 {
-			return "not a time span", "write a number and a unit, such as 90s, 15m or 24h"
+			return "not a time span", "write a number and a unit, such as 90s, 15m, 24h or 90d"
 		}
 		v.SetInt(int64(d))
 		return "", ""

@@ -112,6 +112,21 @@ type Media struct {
 	MaxPixels         int
 	DynamicThumbnails bool
 	OpenDownloads     bool // new files on the deprecated endpoints too, without a token
+
+	// The rest is as in media.Options.
+	TypeLimits     []media.TypeLimit
+	UserBytes      int64
+	UserFiles      int64
+	ServerBytes    int64
+	RemoteBytes    int64
+	RemoteFor      time.Duration
+	LocalFor       time.Duration
+	ThumbnailBytes int64
+	MaxPending     int
+	PendingFor     time.Duration
+	Bucket         *media.Bucket
+	Redirect       bool
+	RedirectFrom   int64
 }
 
 // Previews says whether pages that people link to are fetched for them.
@@ -119,6 +134,11 @@ type Previews struct {
 	Enabled bool
 	// AllowPrivate permits pages on loopback and private addresses.
 	AllowPrivate bool
+	// AllowNetworks are private networks whose pages are permitted, DenyNetworks those from which none is.
+	AllowNetworks, DenyNetworks []netip.Prefix
+	// Allow are the only hosts, Deny those that are left alone; see previews.Options.
+	Allow, Deny []string
+	Language    string // for clients that name none
 }
 
 // Server is a homeserver.
@@ -322,10 +342,7 @@ func (s *Server) build(ctx context.Context) error {
 		so.Remote = remote
 	}
 	tree := spaces.New(db, r, s.hub, dir, so)
-	files, err := media.New(ctx, db, far, media.Options{
-		Server: o.ServerName, Dir: s.mediaDir(), MaxUpload: o.Media.MaxUpload, MaxRemote: o.Media.MaxRemote,
-		MaxPixels: o.Media.MaxPixels, FixedSizes: !o.Media.DynamicThumbnails, OpenDownloads: o.Media.OpenDownloads, Now: o.Now,
-	})
+	files, err := media.New(ctx, db, far, s.mediaOptions(func(u matrix.UserID, uri string) bool { return prof.Name(u).AvatarURL == uri }))
 	if err != nil {
 		return err
 	}
@@ -499,13 +516,29 @@ func (s *Server) Close() error {
 
 // previews are built also where none are given, so that old ones go.
 func (s *Server) previews(ctx context.Context, files *media.Store) (*previews.Previews, error) {
+	o := &s.opts.Previews
 	guard := fedclient.Guard{}
-	if s.opts.Previews.AllowPrivate {
+	if o.AllowPrivate {
 		guard = fedclient.Everywhere()
 	}
+	guard.Allow, guard.Deny = append(guard.Allow, o.AllowNetworks...), o.DenyNetworks
 	return previews.New(ctx, s.db, files, previews.Options{
-		Server: s.opts.ServerName, Guard: guard, UserAgent: "Carillon/" + s.opts.Version + " (link preview)", Now: s.opts.Now,
+		Server: s.opts.ServerName, Guard: guard, UserAgent: "Carillon/" + s.opts.Version + " (link preview bot)", Now: s.opts.Now,
+		Allow: o.Allow, Deny: o.Deny, Language: o.Language,
 	})
+}
+
+// mediaOptions are the settings of the media store. inUse says that an upload is somebody's avatar.
+func (s *Server) mediaOptions(inUse func(matrix.UserID, string) bool) media.Options {
+	m := &s.opts.Media
+	return media.Options{
+		Server: s.opts.ServerName, Dir: s.mediaDir(), Bucket: m.Bucket, Redirect: m.Redirect, RedirectFrom: m.RedirectFrom,
+		MaxUpload: m.MaxUpload, MaxRemote: m.MaxRemote, MaxPixels: m.MaxPixels, TypeLimits: m.TypeLimits,
+		FixedSizes: !m.DynamicThumbnails, OpenDownloads: m.OpenDownloads,
+		UserBytes: m.UserBytes, UserFiles: m.UserFiles, ServerBytes: m.ServerBytes, RemoteBytes: m.RemoteBytes,
+		RemoteFor: m.RemoteFor, LocalFor: m.LocalFor, ThumbnailBytes: m.ThumbnailBytes,
+		InUse: inUse, MaxPending: m.MaxPending, PendingFor: m.PendingFor, Now: s.opts.Now,
+	}
 }
 
 // mediaDir is where files are kept.

@@ -139,17 +139,15 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 			Enabled: h.Federation.Enabled, AllowPrivate: h.Federation.AllowPrivate, Allow: h.Federation.Allow,
 			WellKnown: h.Federation.WellKnown,
 		},
-		Media: homeserver.Media{
-			Dir: cfg.MediaDir(), MaxUpload: int64(h.Media.MaxUpload), MaxRemote: int64(h.Media.MaxRemote),
-			MaxPixels: h.Media.MaxPixels, DynamicThumbnails: h.Media.DynamicThumb, OpenDownloads: h.Media.OpenDownload,
-		},
-		Previews: homeserver.Previews{Enabled: h.URLPreviews.Enabled, AllowPrivate: h.URLPreviews.AllowPrivate},
 		TURN: homeserver.TURN{
 			URIs: h.TURN.URIs, SharedSecret: h.TURN.SharedSecret.Value(), Username: h.TURN.Username,
 			Password: h.TURN.Password.Value(), Lifetime: h.TURN.Lifetime.Std(),
 		},
 	}
 	if err := realtime(&opts, &h.RTC); err != nil {
+		return opts, err
+	}
+	if err := mediaOptions(&opts, cfg); err != nil {
 		return opts, err
 	}
 	if l := h.RateLimits; l.Enabled {

@@ -51,6 +51,7 @@ type cli struct {
 	AppService  appserviceCmd  `cmd:"" name:"appservice" help:"Run the enterprise service alone, beside another homeserver."`
 	Org         orgCmd         `cmd:"" help:"The company's people and units: import, look, make templates."`
 	User        userCmd        `cmd:"" help:"Accounts: create, list, lock, unlock, set a password, make an administrator."`
+	Media       mediaCmd       `cmd:"" help:"The media store: copy it to an object store or back."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring the databases to this version's schema, and stop."`
 	CheckConfig checkConfigCmd `cmd:"" name:"check-config" help:"Say what is wrong in the configuration and what to write instead."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask the running server whether it is well."`

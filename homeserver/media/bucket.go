@@ -2,6 +2,7 @@ package media
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -29,8 +30,7 @@ type Bucket struct {
 	// PublicEndpoint is where clients reach the store, if not at Endpoint.
 	PublicEndpoint string
 	LinkFor        time.Duration // how long an address given to a client is good; 0 is 5 minutes
-	// Transport replaces the way to the store, for certificates of a company's own.
-	Transport http.RoundTripper
+	ExtraCAs       []byte        // PEM certificates trusted besides the system's
 }
 
 const (
@@ -85,9 +85,13 @@ func (b *bucket) client(endpoint string) (*minio.Core, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" {
 		return nil, errors.New("the address of the object store must be http:// or https:// and a host")
 	}
+	way, err := b.transport(u.Scheme == "https")
+	if err != nil {
+		return nil, err
+	}
 	o := &minio.Options{
 		Creds: credentials.NewStaticV4(b.opts.AccessKey, b.opts.SecretKey, ""), Secure: u.Scheme == "https",
-		Region: b.opts.Region, Transport: b.opts.Transport, MaxRetries: storeTries,
+		Region: b.opts.Region, Transport: way, MaxRetries: storeTries,
 	}
 	if b.opts.PathStyle {
 		o.BucketLookup = minio.BucketLookupPath
@@ -97,6 +101,23 @@ func (b *bucket) client(endpoint string) (*minio.Core, error) {
 		return nil, fmt.Errorf("setting up the object store: %w", err)
 	}
 	return c, nil
+}
+
+// transport is the way to the store.
+func (b *bucket) transport(secure bool) (*http.Transport, error) {
+	t, err := minio.DefaultTransport(secure)
+	if err != nil || len(b.opts.ExtraCAs) == 0 || !secure {
+		return t, err
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if !pool.AppendCertsFromPEM(b.opts.ExtraCAs) {
+		return nil, errors.New("no certificate found in the extra certificate authorities of the object store")
+	}
+	t.TLSClientConfig.RootCAs = pool
+	return t, nil
 }
 
 // key is the name of content. The two digits spread what is walked.

@@ -101,7 +101,7 @@ func TestThumbnails(t *testing.T) {
 		{"gif", "width=64&height=64&animated=true", 64, 32, "gif"},
 		{"gif", "width=64&height=64&animated=true&method=crop", 64, 64, "gif"},
 		{"gif", "width=400&height=200&animated=true", 400, 200, "gif"}, // as it is
-		{"gif", "width=800&height=600", 400, 200, "png"}, // still, though not smaller
+		{"gif", "width=800&height=600", 400, 200, "png"},               // still, though not smaller
 		{"jpeg", "width=64&height=64&animated=true", 64, 32, "jpeg"},
 		{"small", "width=32&height=32&method=crop", 20, 10, "png"},
 	} {

@@ -34,6 +34,9 @@ func (p *Previews) getPreview(c *httpapi.Call) (any, error) {
 	if err := checkAddress(u); err != nil {
 		return nil, matrix.InvalidParam("url: %s", err)
 	}
+	if !p.permits(u) {
+		return nil, matrix.Forbidden("previews of this host are switched off")
+	}
 	u.Fragment, u.RawFragment = "", ""
 	var ts int64
 	if s := c.Query("ts"); s != "" {

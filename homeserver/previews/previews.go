@@ -42,7 +42,12 @@ type Options struct {
 	// Guard decides which addresses may be visited; the zero Guard: public ones.
 	Guard     fedclient.Guard
 	UserAgent string
-	Now       matrix.Now
+	// Allow are the only hosts that pages and pictures are fetched from, "*.example.org" for all below; empty: all.
+	// Deny are those from which nothing is; it wins.
+	Allow, Deny []string
+	// Language is asked for when a client names none, as Accept-Language.
+	Language string
+	Now      matrix.Now
 }
 
 // Previews is the module.
@@ -51,6 +56,8 @@ type Previews struct {
 	media  *media.Store
 	opts   Options
 	client *http.Client
+	allow  hosts
+	deny   hosts
 	locks  gate.Keyed[string]
 	visits *gate.Semaphore
 }
@@ -84,9 +91,11 @@ func New(ctx context.Context, db *sqldb.DB, files *media.Store, opts Options) (*
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	return &Previews{
-		db: db, media: files, opts: opts, client: newClient(opts.Guard), visits: gate.NewSemaphore(maxVisits),
-	}, nil
+	p := &Previews{
+		db: db, media: files, opts: opts, allow: newHosts(opts.Allow), deny: newHosts(opts.Deny), visits: gate.NewSemaphore(maxVisits),
+	}
+	p.client = p.newClient()
+	return p, nil
 }
 
 // preview is a stored answer.

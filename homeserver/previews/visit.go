@@ -18,8 +18,6 @@ import (
 
 	log "github.com/sirupsen/logrus"
 	_ "golang.org/x/image/webp" // to measure pictures
-
-	"github.com/carillon-chat/carillon/homeserver/fedclient"
 )
 
 const (
@@ -35,17 +33,17 @@ const (
 // newClient makes a client that goes to permitted addresses only, also when a
 // redirect leads elsewhere: the guard looks at each address that is dialled. It
 // knows no proxies and keeps no cookies.
-func newClient(guard fedclient.Guard) *http.Client {
+func (p *Previews) newClient() *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext: guard.Dialer().DialContext, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 10 * time.Second,
+			DialContext: p.opts.Guard.Dialer().DialContext, TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 10 * time.Second,
 			MaxResponseHeaderBytes: maxHeader, MaxIdleConns: maxVisits, IdleConnTimeout: 10 * time.Second, ForceAttemptHTTP2: true,
 		},
 		CheckRedirect: func(req *http.Request, via []*http.Request) error {
 			if len(via) > maxRedirects {
 				return errors.New("too many redirects")
 			}
-			return checkAddress(req.URL)
+			return p.check(req.URL)
 		},
 	}
 }
@@ -62,6 +60,20 @@ func checkAddress(u *url.URL) error {
 	}
 	return nil
 }
+
+// check reports what cannot be visited, or must not be.
+func (p *Previews) check(u *url.URL) error {
+	if err := checkAddress(u); err != nil {
+		return err
+	}
+	if !p.permits(u) {
+		return errForbidden
+	}
+	return nil
+}
+
+// errForbidden is what the settings do not permit.
+var errForbidden = errors.New("previews of this host are switched off")
 
 // visit fetches a page and what belongs to it, and the media ID of its picture.
 func (p *Previews) visit(ctx context.Context, address, language string) (data map[string]any, image string, err error) {
@@ -103,11 +115,14 @@ func (p *Previews) get(ctx context.Context, address, language, accept string) (*
 	if err != nil {
 		return nil, err
 	}
-	if err := checkAddress(req.URL); err != nil {
+	if err := p.check(req.URL); err != nil {
 		return nil, err
 	}
 	req.Header.Set("User-Agent", p.opts.UserAgent)
 	req.Header.Set("Accept", accept)
+	if language == "" {
+		language = p.opts.Language
+	}
 	if language != "" {
 		req.Header.Set("Accept-Language", language)
 	}
