@@ -168,17 +168,24 @@ func TestExampleWorksWithEverySettingUncommented(t *testing.T) {
 	if err != nil {
 		t.Fatalf("uncommented: %v", err)
 	}
-	var empty []string
-	for _, list := range []*[]string{&c.Homeserver.Admins, &c.Homeserver.TrustedProxies, &c.Homeserver.AppServices, &c.Homeserver.Federation.Allow, &c.Homeserver.TURN.URIs, &c.Homeserver.RTC.LiveKit, &c.AppService.Admins, &c.AppService.DING.Confirm} {
-		if len(*list) == 0 {
-			*list = empty
-		}
-	}
+	dropEmptyLists(reflect.ValueOf(c).Elem())
 	if !reflect.DeepEqual(c, plain) {
 		t.Errorf("got %+v\nwant %+v", c, plain)
 	}
 	if len(regexp.MustCompile(`(?m)^\s*[a-z_]+:`).FindAll(full, -1)) < 60 {
 		t.Error("settings are missing from the example")
+	}
+}
+
+// dropEmptyLists makes no difference between an empty list and none.
+func dropEmptyLists(v reflect.Value) {
+	for i := range v.NumField() {
+		switch f := v.Field(i); {
+		case f.Kind() == reflect.Struct:
+			dropEmptyLists(f)
+		case f.Kind() == reflect.Slice && f.Len() == 0:
+			f.SetZero()
+		}
 	}
 }
 
@@ -211,4 +218,44 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("both or neither: %v, %v", c, err)
 		}
 	})
+}
+
+// What the media store and link previews are told is checked before the server starts.
+func TestMediaSettings(t *testing.T) {
+	const head = "server_name: example.org\ndata_dir: ./data\nlisten: :8008\nhomeserver:\n"
+	c, err := config.Read(strings.NewReader(head + `  media:
+    type_limits: ["image/*=20MiB", "application/x-msdownload=0"]
+    remote_lifetime: 30d
+    s3: {endpoint: "https://s3.example.org:9000", bucket: media, access_key: id, secret_key: secret}
+  url_previews: {allow_networks: [10.1.0.0/16], deny_networks: [10.1.2.3], allow: ["*.example.org"]}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.Homeserver.Media.RemoteFor.Std(); got != 30*24*time.Hour {
+		t.Errorf("remote_lifetime %s", got)
+	}
+	if kind, size, err := config.ParseTypeLimit(c.Homeserver.Media.TypeLimits[0]); kind != "image/*" || size != 20<<20 || err != nil {
+		t.Errorf("%s %d %v", kind, size, err)
+	}
+	if allow, deny := c.Homeserver.URLPreviews.Networks(); len(allow) != 1 || len(deny) != 1 || deny[0].Bits() != 32 {
+		t.Errorf("networks %v %v", allow, deny)
+	}
+	for body, field := range map[string]string{
+		"  media: {type_limits: [image]}":                          "homeserver.media.type_limits",
+		"  media: {type_limits: [\"image/*=many\"]}":               "homeserver.media.type_limits",
+		"  media: {remote_lifetime: 1.5d}":                         "homeserver.media.remote_lifetime",
+		"  media: {pending_lifetime: 0s}":                          "homeserver.media.pending_lifetime",
+		"  media: {max_pending: 0}":                                "homeserver.media.max_pending",
+		"  media: {s3: {redirect: true}}":                          "homeserver.media.s3.redirect",
+		"  media: {s3: {endpoint: \"https://s3\"}}":                "homeserver.media.s3.endpoint",
+		"  media: {s3: {endpoint: \"s3\", bucket: b}}":             "homeserver.media.s3.endpoint",
+		"  url_previews: {allow_networks: [office]}":               "homeserver.url_previews.allow_networks",
+		"  url_previews: {deny: [\"https://example.org/secret\"]}": "homeserver.url_previews.deny",
+	} {
+		_, err := config.Read(strings.NewReader(head + body + "\n"))
+		if err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", body, err)
+		}
+	}
 }
