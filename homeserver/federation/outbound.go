@@ -77,6 +77,7 @@ func (r *reader) hear(changes []stream.Change) {
 		case stream.KindEvent:
 			switch e := c.Payload.(type) {
 			case *events.Event:
+				r.welcome(e)
 				passedOn := e.Room == entered
 				entered = ""
 				if to := r.destinations(e); len(to) > 0 && !passedOn {
@@ -430,6 +431,11 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 				passedOn := i > 0 && changes[i-1].Kind == stream.KindEvent && changes[i-1].Room == c.Room && changes[i-1].User == ""
 				for _, e := range evs {
 					if e.Sender.Server() != r.own || e.Hidden() {
+						more, err := r.missedWelcome(tx, e)
+						if err != nil {
+							return err
+						}
+						list = append(list, more...)
 						continue
 					}
 					in, err := r.rooms.ServersAt(tx, e.Room, e.Pos)

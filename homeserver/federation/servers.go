@@ -33,6 +33,13 @@ func (s *roomServers) of(room matrix.RoomID) []matrix.ServerName {
 	return s.room(room).list
 }
 
+// count is how many users of a server are in a room.
+func (s *roomServers) count(room matrix.RoomID, server matrix.ServerName) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.room(room).counts[server]
+}
+
 func (s *roomServers) room(id matrix.RoomID) *remoteMembers {
 	r := s.rooms[id]
 	remote := s.hub.MemberCount(id) - s.hub.LocalCount(id)

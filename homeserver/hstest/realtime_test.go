@@ -141,3 +141,35 @@ func TestDelayedStickyEvent(t *testing.T) {
 		t.Errorf("alice sees the delay ID %q", got)
 	}
 }
+
+// A server that comes into a room hears of what is sticky there, though it was
+// sent before, and from both servers that are in it.
+func TestStickyEventsReachNewServers(t *testing.T) {
+	t.Parallel()
+	a, b, c := hstest.Trio(t)
+	alice, bob, carol := a.User("alice"), b.User("bob"), c.User("carol")
+	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "public_chat"})
+	alice.OK("PUT", hstest.Path("rooms", string(room), "state", "m.room.history_visibility", ""), map[string]string{"history_visibility": "joined"})
+	joinVia(t, bob, room, a)
+	want := map[string]bool{stick(alice, room, "1", "of alice", 600_000): true, stick(bob, room, "1", "of bob", 600_000): true}
+	for i := range 30 {
+		alice.Say(room, fmt.Sprint("m", i))
+	}
+	bob.Hears(room, "m29")
+	joinVia(t, carol, room, a)
+	since := ""
+	c.Eventually("both sticky events", func() bool {
+		r := carol.RawSync(since)
+		since = r.Get("next_batch").Str
+		for _, id := range append(stuck(r, room), eventIDs(r.Get(in("join", room)+".timeline.events"))...) {
+			delete(want, id)
+		}
+		return len(want) == 0
+	})
+}
+
+// joinVia joins a room through a server.
+func joinVia(t *testing.T, u *hstest.User, room id.RoomID, via *hstest.Server) {
+	t.Helper()
+	u.OK("POST", hstest.Path("join", string(room))+"?via="+string(via.Name), map[string]string{})
+}

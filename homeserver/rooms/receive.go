@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -29,6 +30,8 @@ const (
 	// fewMissing: an answer with fewer events than that is all that a server has to
 	// give, as servers put their bound at 10 or above. Spec: post_matrixfederationv1get_missing_eventsroomid
 	fewMissing = 10
+	// maxEntering is how long an event waits for a join that is under way.
+	maxEntering = time.Minute
 	// maxTips bounds the prev_events of our own events.
 	// Spec: server-server-api#pdus
 	maxTips = 20
@@ -49,7 +52,7 @@ func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.
 	if err != nil {
 		return statedID(raw), err
 	}
-	if !r.participates(room) {
+	if !r.participates(room) && !r.enters(ctx, room) {
 		return r.receiveOutside(ctx, origin, room, raw)
 	}
 	version, err := r.Version(ctx, room)
@@ -71,6 +74,24 @@ func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.
 	}
 	_, err = r.accept(ctx, origin, ev, true)
 	return ev.ID, err
+}
+
+// enters waits while this server is on its way into a room, of which the servers
+// there may already tell it, and reports whether it is in.
+func (r *Rooms) enters(ctx context.Context, room matrix.RoomID) bool {
+	unlock, free := r.entering.TryLock(room)
+	if free {
+		unlock()
+		return r.participates(room)
+	}
+	ctx, cancel := context.WithTimeout(ctx, maxEntering)
+	defer cancel()
+	unlock, err := r.entering.LockContext(ctx, room)
+	if err != nil {
+		return false
+	}
+	unlock()
+	return r.participates(room)
 }
 
 // statedID is the ID that an event of one of the first two room versions gives
