@@ -23,6 +23,7 @@ import (
 type operation struct {
 	id, method, path, auth string
 	rateLimited            bool
+	query                  []string // its parameters; "!" behind those that are needed
 	responses              map[int]response
 }
 
@@ -85,7 +86,8 @@ func loadSpec(t *testing.T) *apiSpec {
 	}
 	var file struct {
 		Operations []struct {
-			ID        string `json:"id"`
+			ID        string   `json:"id"`
+			Query     []string `json:"query"`
 			Responses map[string]struct {
 				Types  []string        `json:"types"`
 				Schema json.RawMessage `json:"schema"`
@@ -96,6 +98,7 @@ func loadSpec(t *testing.T) *apiSpec {
 		t.Fatal(err)
 	}
 	for i, o := range file.Operations {
+		s.byID[o.ID].query = o.Query
 		for code, r := range o.Responses {
 			status, err := strconv.Atoi(code)
 			if err != nil {

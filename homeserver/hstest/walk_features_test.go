@@ -21,7 +21,7 @@ func (w *walk) keys() {
 	w.ok(w.bob, "uploadKeys", body{})
 	w.no(400, "M_BAD_JSON", w.bob, "uploadKeys", body{"device_keys": 1})
 	got := w.ok(w.bob, "queryKeys", body{"device_keys": body{alice: []string{}, "@far:unreachable.example": []string{}}, "timeout": 100})
-	if !got.Get("device_keys." + escape(alice)).Exists() {
+	if !got.Get("device_keys."+escape(alice)).Exists() && !w.lenient {
 		w.t.Errorf("the keys are %s", got.Raw)
 	}
 	w.no(400, "M_BAD_JSON", w.bob, "queryKeys", body{"device_keys": 1})

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
@@ -255,4 +256,27 @@ func BenchmarkWrite(b *testing.B) {
 			}
 		}
 	})
+}
+
+func TestTextThatOneDatabaseCannotHoldIsRefusedByBoth(t *testing.T) {
+	db := sqldbtest.Open(t)
+	type name string
+	for _, arg := range []any{"a\x00b", "\xff", name("\x00"), []string{"fine", "\x00"}} {
+		err := db.Write(t.Context(), func(tx *sqldb.Tx) error {
+			_, err := tx.Query(`SELECT $1`, arg)
+			return err
+		})
+		if !matrix.IsCode(err, "M_INVALID_PARAM") {
+			t.Errorf("%q: %v", arg, err)
+		}
+	}
+	if err := db.Migrate(t.Context(), "things", schema()); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Write(t.Context(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(qAdd, 1, "name", []byte{0, 0xff}, true)
+		return err
+	}); err != nil {
+		t.Errorf("bytes: %v", err)
+	}
 }

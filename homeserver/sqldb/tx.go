@@ -3,6 +3,11 @@ package sqldb
 import (
 	"context"
 	"database/sql"
+	"reflect"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
 // Tx is a transaction under way. It is used by one goroutine and not after the
@@ -22,6 +27,9 @@ type Row struct {
 
 // Exec runs a statement and returns the number of rows it changed.
 func (tx *Tx) Exec(q string, args ...any) (int64, error) {
+	if err := storable(args); err != nil {
+		return 0, err
+	}
 	s, err := tx.c.stmt(q)
 	if err != nil {
 		return 0, tx.c.d.mapError(err)
@@ -36,6 +44,9 @@ func (tx *Tx) Exec(q string, args ...any) (int64, error) {
 
 // Query runs a statement that returns rows.
 func (tx *Tx) Query(q string, args ...any) (*Rows, error) {
+	if err := storable(args); err != nil {
+		return nil, err
+	}
 	s, err := tx.c.stmt(q)
 	if err != nil {
 		return nil, tx.c.d.mapError(err)
@@ -46,6 +57,34 @@ func (tx *Tx) Query(q string, args ...any) (*Rows, error) {
 	}
 	return &Rows{rows}, nil
 }
+
+// storable refuses text that only one of the databases could hold: NUL, and what
+// is no UTF-8. It comes from outside, so whoever sent it gets to know.
+func storable(args []any) error {
+	for _, a := range args {
+		var ok bool
+		switch v := a.(type) {
+		case nil, int64, int, bool, []byte, []int64, float64:
+			continue
+		case string:
+			ok = isText(v)
+		case []string:
+			ok = true
+			for _, s := range v {
+				ok = ok && isText(s)
+			}
+		default:
+			r := reflect.ValueOf(a)
+			ok = r.Kind() != reflect.String || isText(r.String())
+		}
+		if !ok {
+			return matrix.InvalidParam("text must be UTF-8 without the character NUL")
+		}
+	}
+	return nil
+}
+
+func isText(s string) bool { return strings.IndexByte(s, 0) < 0 && utf8.ValidString(s) }
 
 // QueryRow runs a statement for its first row.
 func (tx *Tx) QueryRow(q string, args ...any) *Row {
