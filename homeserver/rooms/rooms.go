@@ -79,6 +79,7 @@ type Rooms struct {
 	sticky *sticky.Store
 
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
+	identity Identity                  // nil: no identity servers are used
 
 	mu     sync.Mutex
 	cached map[matrix.RoomID]*room
@@ -102,7 +103,7 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, FALSE, $7, $8)
 		ON CONFLICT (user_id, room_id) DO UPDATE SET membership = excluded.membership, sender = excluded.sender, event_id = excluded.event_id,
 		pos = excluded.pos, forgotten = FALSE, stripped = excluded.stripped, was_joined = memberships.was_joined OR excluded.was_joined`
-	qForget      = `UPDATE memberships SET forgotten = TRUE WHERE user_id = $1 AND room_id = $2`
+	qForget      = `UPDATE memberships SET forgotten = TRUE WHERE user_id = $1 AND room_id = $2 AND NOT forgotten AND membership IN ('leave', 'ban')`
 	qMembership  = `SELECT user_id, room_id, membership, sender, event_id, pos, forgotten, stripped, was_joined FROM memberships WHERE user_id = $1 AND room_id = $2`
 	qMemberships = `SELECT user_id, room_id, membership, sender, event_id, pos, forgotten, stripped, was_joined FROM memberships WHERE user_id = $1`
 	qMemberSince = `SELECT user_id, room_id, membership, sender, event_id, pos, forgotten, stripped, was_joined FROM memberships WHERE user_id = $1 AND pos > $2 AND pos <= $3`
@@ -488,7 +489,9 @@ func (r *Rooms) JoinedMembers(id matrix.RoomID) []matrix.UserID { return r.hub.M
 // ServersIn lists the servers with users joined to a room.
 func (r *Rooms) ServersIn(id matrix.RoomID) []matrix.ServerName { return r.hub.Servers(id) }
 
-// Forget hides a room that the user has left.
+// Forget hides a room that the user has left. The log carries it, for the lists of
+// rooms that clients are being told.
+//
 // Spec: client-server-api#leaving-rooms
 func (r *Rooms) Forget(ctx context.Context, user matrix.UserID, id matrix.RoomID) error {
 	m, err := r.MembershipOf(ctx, user, id)
@@ -501,9 +504,11 @@ func (r *Rooms) Forget(ctx context.Context, user matrix.UserID, id matrix.RoomID
 	if m.Membership != "leave" && m.Membership != "ban" {
 		return matrix.Unknown("you are still in %s: leave it first", id)
 	}
-	err = r.db.Write(ctx, func(tx *sqldb.Tx) error {
-		_, err := tx.Exec(qForget, string(user), string(id))
-		return err
+	_, err = r.log.Append(ctx, 1, func(tx *sqldb.Tx, pos stream.Pos) ([]stream.Change, error) {
+		if n, err := tx.Exec(qForget, string(user), string(id)); n == 0 || err != nil {
+			return nil, err // it was forgotten before
+		}
+		return []stream.Change{{Pos: pos, Kind: stream.KindForgotten, Room: id, User: user}}, nil
 	})
 	if err != nil {
 		return fmt.Errorf("forgetting room: %w", err)

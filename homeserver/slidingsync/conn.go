@@ -2,9 +2,12 @@ package slidingsync
 
 import (
 	"container/list"
+	"crypto/sha256"
+	"encoding/hex"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/clientsync"
@@ -37,6 +40,18 @@ type (
 		id string
 	}
 )
+
+// mark is the same for all connections of a device: who is asked for the pos of
+// another device says that he does not know it.
+func (k connKey) mark() string {
+	sum := sha256.Sum256([]byte(string(k.user) + "\x00" + string(k.device)))
+	return hex.EncodeToString(sum[:4])
+}
+
+func (k connKey) newID() string { return matrix.RandomString(8) + k.mark() }
+
+// names reports whether an ID is of a connection of this device.
+func (k connKey) names(id string) bool { return strings.HasSuffix(id, k.mark()) }
 
 // place is where a client is: what it has been told.
 type place struct {
@@ -72,18 +87,18 @@ type sent struct {
 
 // conn is a connection.
 type conn struct {
-	key   connKey
-	id    string // tells it from others of the same name
-	elem  *list.Element
-	size  int           // rooms counted for it
-	seen  time.Time     // last use
-	ended chan struct{} // closed when it is let go of
+	key    connKey
+	id     string // tells it from others of the same name
+	elem   *list.Element
+	size   int                  // rooms counted for it
+	seen   time.Time            // last use
+	ended  atomic.Bool          // it was let go of
+	active atomic.Pointer[wait] // the request under way, changed under mu
 
-	mu     sync.Mutex
-	base   place
-	next   *place // what was answered last, until the client confirms it
-	last   int64  // number of the last answer
-	active chan struct{}
+	mu   sync.Mutex
+	base place
+	next *place // what was answered last, until the client confirms it
+	last int64  // number of the last answer
 
 	// Of the user, for making lists; kept up with the log.
 	standings map[matrix.RoomID]*rooms.Member // rooms that the user is not joined to
@@ -134,35 +149,34 @@ func parsePos(s string) (t clientsync.Token, n int64, id string, err error) {
 
 // enter finds the connection of a request, at the place where the client is, and
 // takes it over from an older request that still waits.
-func (s *Sync) enter(q *request) (*conn, chan struct{}, error) {
-	replaced := make(chan struct{})
+func (s *Sync) enter(q *request, h *wait) (*conn, error) {
 	key := connKey{seat{q.user, q.device}, q.conn}
 	if q.pos == "" {
 		c := s.conns.open(key)
-		c.active = replaced
-		return c, replaced, nil
+		c.active.Store(h)
+		return c, nil
 	}
 	token, n, id, err := parsePos(q.pos)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if c := s.conns.find(key, id); c != nil && c.take(n, replaced) {
+	if c := s.conns.find(key, id); c != nil && c.take(n, h) {
 		s.conns.count(c)
-		return c, replaced, nil
+		return c, nil
 	}
-	if len(q.lists) > 0 || len(q.subs) > 0 || token.Pos > s.Hub.Head() || token.Pos == 0 {
-		return nil, nil, errUnknownPos()
+	if len(q.lists) > 0 || len(q.subs) > 0 || token.Pos > s.Hub.Head() || token.Pos == 0 || !key.names(id) {
+		return nil, errUnknownPos()
 	}
 	// Without rooms the place in the log is all there is to know.
 	c := s.conns.open(key)
-	c.active = replaced
+	c.active.Store(h)
 	c.base = place{token: token, keys: token.Pos, data: token.Pos, threads: token.Pos}
-	return c, replaced, nil
+	return c, nil
 }
 
 // take moves to the place that the client names. It reports false when that place
 // is neither where the client was nor where the last answer brought it.
-func (c *conn) take(n int64, replaced chan struct{}) bool {
+func (c *conn) take(n int64, h *wait) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
@@ -172,10 +186,10 @@ func (c *conn) take(n int64, replaced chan struct{}) bool {
 		return false
 	}
 	c.next = nil
-	if c.active != nil {
-		close(c.active)
+	if old := c.active.Swap(h); old != nil {
+		old.replaced.Store(true)
+		old.ring()
 	}
-	c.active = replaced
 	return true
 }
 
@@ -203,21 +217,19 @@ func (c *conn) confirm() {
 }
 
 // leave ends a request.
-func (c *conn) leave(replaced chan struct{}) {
+func (c *conn) leave(h *wait) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.active == replaced {
-		c.active = nil
-	}
+	c.active.CompareAndSwap(h, nil)
 }
 
 // issue finishes an answer. When another request has taken over, nobody will read
 // it, and it changes nothing.
-func (c *conn) issue(w *work, replaced chan struct{}) []byte {
+func (c *conn) issue(w *work, h *wait) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	place := &w.base
-	if c.active == replaced {
+	if c.active.Load() == h {
 		c.last++
 		w.out.n = c.last
 		c.next = &w.out
@@ -242,7 +254,7 @@ func (cs *connections) find(key connKey, id string) *conn {
 
 // open begins a connection, in place of an older one of the same name.
 func (cs *connections) open(key connKey) *conn {
-	c := &conn{key: key, id: matrix.RandomString(8), seen: cs.now(), ended: make(chan struct{})}
+	c := &conn{key: key, id: key.newID(), seen: cs.now()}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if old := cs.byKey[key]; old != nil {
@@ -290,7 +302,10 @@ func (cs *connections) sweep() {
 }
 
 func (cs *connections) drop(c *conn) {
-	close(c.ended)
+	c.ended.Store(true)
+	if h := c.active.Load(); h != nil {
+		h.ring()
+	}
 	delete(cs.byKey, c.key)
 	cs.order.Remove(c.elem)
 	cs.rooms -= c.size

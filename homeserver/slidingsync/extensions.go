@@ -40,7 +40,7 @@ func (e *entry) receiptsFrom() stream.Pos {
 
 // extensions writes what is not of rooms.
 func (w *work) extensions(tx *sqldb.Tx) error {
-	for _, fn := range []func(*sqldb.Tx) error{w.toDevice, w.encryption, w.accountData, w.readReceipts, w.typing, w.threadSubscriptions} {
+	for _, fn := range []func(*sqldb.Tx) error{w.toDevice, w.encryption, w.accountData, w.readReceipts, w.typing, w.threadSubscriptions, w.stickyEvents} {
 		mark := len(w.b)
 		if w.b[mark-1] != '{' {
 			w.b = append(w.b, ',')

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"slices"
+	"strings"
 
 	"github.com/tidwall/gjson"
 
@@ -28,6 +29,7 @@ type entry struct {
 
 	// What the rules that it matches ask for; there are none if config.want is nil.
 	matched    bool
+	listed     bool // a list is of it, whatever its window
 	limit      int
 	wants      []*want
 	lists      []string
@@ -93,14 +95,25 @@ func (w *work) survey(tx *sqldb.Tx) error {
 			return err
 		}
 	}
-	for id, c := range w.q.subs {
-		if e := w.entries[id]; e != nil {
-			e.match(c, "")
-		}
-	}
 	for _, e := range all {
 		if e.matched {
 			w.wanted = append(w.wanted, e)
+		}
+	}
+	w.concerned = w.concerned[:0]
+	if w.q.ext.sticky != nil {
+		for _, e := range all {
+			if _, named := w.q.subs[e.id]; e.joined() && (named || e.listed) {
+				w.concerned = append(w.concerned, e)
+			}
+		}
+	}
+	for id, c := range w.q.subs {
+		if e := w.entries[id]; e != nil {
+			if !e.matched {
+				w.wanted = append(w.wanted, e)
+			}
+			e.match(c, "")
 		}
 	}
 	return nil
@@ -109,6 +122,9 @@ func (w *work) survey(tx *sqldb.Tx) error {
 // refreshStandings reads which rooms the user was invited to, knocked on or left.
 func (w *work) refreshStandings(tx *sqldb.Tx) error {
 	c := w.c
+	if w.snap.Last[stream.KindForgotten] > c.standAt {
+		c.standings = nil // rare, and the rows carry the time of leaving
+	}
 	if c.standings != nil && w.snap.Member <= c.standAt {
 		return nil
 	}
@@ -204,7 +220,8 @@ func tags(content json.RawMessage) (out []string) {
 
 // allEntries lists the user's rooms, the most active first: those that he is
 // joined to, invited to or knocks on, those that he was taken out of, and those
-// that he left while the client knew of them.
+// that he left while the client knew of them. Others that he has left are found in
+// entries: a client may ask for them by name.
 func (w *work) allEntries() []*entry {
 	joined := make([]entry, len(w.snap.Rooms)) // in one piece: there may be many
 	all := make([]*entry, 0, len(joined)+4)
@@ -213,19 +230,22 @@ func (w *work) allEntries() []*entry {
 		joined[i] = entry{id: r.ID, membership: "join", active: r.LastEvent, room: r, st: w.base.sent[r.ID]}
 		all = append(all, &joined[i])
 	}
+	var left []*entry
 	for id, m := range w.c.standings {
-		if m.Pos > w.to {
+		if m.Pos > w.to || m.Forgotten {
 			continue
 		}
 		e := entry{id: id, membership: m.Membership, active: m.Pos, member: m, st: w.base.sent[id]}
-		if w.shows(&e) && !slices.ContainsFunc(w.snap.Rooms, func(j hub.RoomState) bool { return j.ID == id }) {
+		if w.shows(&e) {
 			all = append(all, &e)
+		} else if _, ok := w.q.subs[id]; ok && m.WasJoined {
+			left = append(left, &e)
 		}
 	}
 	w.entries = nil
 	if len(w.q.subs) > 0 || slices.ContainsFunc(w.q.lists, func(l *roomList) bool { return l.filters != nil && l.filters.Spaces != nil }) {
 		w.entries = make(map[matrix.RoomID]*entry, len(all))
-		for _, e := range all {
+		for _, e := range slices.Concat(left, all) {
 			w.entries[e.id] = e
 		}
 	}
@@ -250,7 +270,7 @@ func (w *work) shows(e *entry) bool {
 	case "knock":
 		return true
 	case "leave", "ban":
-		return e.st != nil || m.WasJoined && m.Sender != w.q.user && !m.Forgotten
+		return e.st != nil || m.WasJoined && m.Sender != w.q.user
 	}
 	return false
 }
@@ -268,6 +288,7 @@ func (w *work) window(tx *sqldb.Tx, l *roomList, all []*entry) error {
 		}
 		i := l.count
 		l.count++
+		e.listed = true
 		if l.ranges == nil || slices.ContainsFunc(l.ranges, func(r [2]int) bool { return r[0] <= i && i <= r[1] }) {
 			e.match(l.config, l.name)
 		}
@@ -294,7 +315,7 @@ func (w *work) passes(tx *sqldb.Tx, f *filters, e *entry) (bool, error) {
 			return false, err
 		}
 	}
-	if f.Encrypted == nil && f.RoomTypes == nil && f.NotRoomTypes == nil {
+	if f.Encrypted == nil && f.RoomTypes == nil && f.NotRoomTypes == nil && f.Name == "" {
 		return true, nil
 	}
 	face, err := w.face(tx, e)
@@ -305,6 +326,9 @@ func (w *work) passes(tx *sqldb.Tx, f *filters, e *entry) (bool, error) {
 		return slices.ContainsFunc(list, func(t *string) bool {
 			return t == nil && face.kind == "" || t != nil && *t == face.kind
 		})
+	}
+	if f.Name != "" && !strings.Contains(strings.ToLower(face.name), strings.ToLower(f.Name)) {
+		return false, nil
 	}
 	return is(f.Encrypted, face.encrypted) && (f.RoomTypes == nil || listed(f.RoomTypes)) && !listed(f.NotRoomTypes), nil
 }

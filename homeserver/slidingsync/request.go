@@ -21,13 +21,15 @@ const (
 	// maxLimit bounds the timeline of a room.
 	maxLimit = 100
 	// maxLists, maxSubs, maxRanges and maxPatterns bound what a request may name.
-	maxLists, maxSubs, maxRanges, maxPatterns = 100, 1000, 100, 500
+	maxLists, maxSubs, maxRanges, maxPatterns = 100, 100, 100, 500
+	// maxSubsUnstable is as maxSubs, for clients that know of no such bound.
+	maxSubsUnstable = 1000
 	// maxName bounds the names of connections and lists.
 	maxName = 255
 	// maxToDevice is how many to-device messages go into one answer.
 	maxToDevice = 100
-	// maxThreads is how many thread subscriptions go into one answer.
-	maxThreads = 100
+	// maxPaged is how many thread subscriptions and sticky events go into one answer.
+	maxPaged = 100
 )
 
 // request is one call.
@@ -73,6 +75,7 @@ type filters struct {
 	NotRoomTypes []*string `json:"not_room_types"`
 	Tags         []string  `json:"tags"`
 	NotTags      []string  `json:"not_tags"`
+	Name         string    `json:"room_name_like"` // of MSC3575, which clients of today still know
 }
 
 type (
@@ -108,6 +111,8 @@ type (
 			Receipts    *extBody `json:"receipts"`
 			Typing      *extBody `json:"typing"`
 			Threads     *extBody `json:"thread_subscriptions"`
+			Sticky      *extBody `json:"sticky_events"`
+			StickyName  *extBody `json:"org.matrix.msc4354.sticky_events"`
 			ThreadsName *extBody `json:"io.element.msc4308.thread_subscriptions"`
 		} `json:"extensions"`
 	}
@@ -118,13 +123,15 @@ type extensions struct {
 	toDevice                      *toDevice
 	e2ee                          bool
 	accountData, receipts, typing *extBody
-	threads                       *threadSubscriptions
+	threads, sticky               *paged
 }
 
-// threadSubscriptions is that extension, under the name that the client uses.
-type threadSubscriptions struct {
+// paged is an extension of which an answer holds so many things at most, under
+// the name that the client uses for it.
+type paged struct {
 	name  string
 	limit int
+	since stream.Pos
 }
 
 type toDevice struct {
@@ -171,8 +178,12 @@ func (s *Sync) parse(c *httpapi.Call, unstable bool) (*request, error) {
 }
 
 func (q *request) parseRooms(b *body) error {
-	if len(b.Lists) > maxLists || len(b.Subs) > maxSubs {
-		return matrix.InvalidParam("at most %d lists and %d rooms may be named", maxLists, maxSubs)
+	most := maxSubs
+	if q.unstable {
+		most = maxSubsUnstable
+	}
+	if len(b.Lists) > maxLists || len(b.Subs) > most {
+		return matrix.InvalidParam("at most %d lists and %d rooms may be named", maxLists, most)
 	}
 	for name, l := range b.Lists {
 		if name == "" || len(name) > maxName {
@@ -230,43 +241,51 @@ func (q *request) parseExtensions(b *body, head stream.Pos) error {
 	q.ext = extensions{e2ee: on(x.E2EE) != nil, accountData: on(x.AccountData), receipts: on(x.Receipts), typing: on(x.Typing)}
 	var err error
 	for _, t := range []struct {
+		to   **paged
 		name string
 		e    *extBody
-	}{{"thread_subscriptions", on(x.Threads)}, {"io.element.msc4308.thread_subscriptions", on(x.ThreadsName)}} {
+	}{
+		{&q.ext.threads, "thread_subscriptions", on(x.Threads)},
+		{&q.ext.threads, "io.element.msc4308.thread_subscriptions", on(x.ThreadsName)},
+		{&q.ext.sticky, "sticky_events", on(x.Sticky)},
+		{&q.ext.sticky, "org.matrix.msc4354.sticky_events", on(x.StickyName)},
+	} {
 		if t.e == nil {
 			continue
 		}
-		q.ext.threads = &threadSubscriptions{name: t.name}
-		if q.ext.threads.limit, err = t.e.limit(maxThreads); err != nil {
+		p := &paged{name: t.name}
+		if p.limit, p.since, err = t.e.page(maxPaged, head); err != nil {
 			return err
 		}
+		*t.to = p
 	}
 	if e := on(x.ToDevice); e != nil {
 		t := &toDevice{}
-		if t.limit, err = e.limit(maxToDevice); err != nil {
+		if t.limit, t.since, err = e.page(maxToDevice, head); err != nil {
 			return err
-		}
-		if e.Since != "" {
-			token, err := clientsync.ParseToken(e.Since)
-			if err != nil {
-				return err
-			}
-			t.since = min(token.Pos, head)
 		}
 		q.ext.toDevice = t
 	}
 	return nil
 }
 
-// limit is how many things a client wants at once, at most most.
-func (e *extBody) limit(most int) (int, error) {
-	if e.Limit == nil {
-		return most, nil
+// page is how many things a client wants at once, at most most, and what it has.
+func (e *extBody) page(most int, head stream.Pos) (limit int, since stream.Pos, err error) {
+	limit = most
+	if e.Limit != nil {
+		if *e.Limit < 1 {
+			return 0, 0, matrix.InvalidParam("limit must be positive")
+		}
+		limit = min(*e.Limit, most)
 	}
-	if *e.Limit < 1 {
-		return 0, matrix.InvalidParam("limit must be positive")
+	if e.Since != "" {
+		token, err := clientsync.ParseToken(e.Since)
+		if err != nil {
+			return 0, 0, err
+		}
+		since = min(token.Pos, head)
 	}
-	return min(*e.Limit, most), nil
+	return limit, since, nil
 }
 
 // pattern matches state; an empty pointer matches everything.

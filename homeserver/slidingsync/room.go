@@ -421,7 +421,9 @@ func (w *work) writeJoined(tx *sqldb.Tx, e *entry, p *piece, dm bool) error {
 	if p.fresh && dm || !p.fresh && dm != e.st.dm {
 		w.raw("is_dm", strconv.AppendBool(nil, dm))
 	}
-	w.unread(e.unread)
+	if w.q.unstable { // the proposal has left them out since
+		w.unread(e.unread)
+	}
 	if p.timeline {
 		w.writeTimeline(p)
 	}
@@ -513,7 +515,13 @@ func (w *work) heroes(tx *sqldb.Tx, e *entry, at stream.Pos) error {
 
 func (w *work) writeTimeline(p *piece) {
 	live := 0
+	if w.q.ext.sticky != nil && w.shown == nil {
+		w.shown = map[matrix.EventID]bool{}
+	}
 	for _, e := range p.list {
+		if w.shown != nil && e.Sticky > 0 {
+			w.shown[e.ID] = true
+		}
 		if w.base.token.Pos > 0 && e.Pos > w.base.token.Pos {
 			live++
 		}
@@ -565,7 +573,13 @@ func (w *work) raw(key string, val []byte) {
 func (w *work) int(key string, n int64) { w.raw(key, strconv.AppendInt(nil, n, 10)) }
 
 func (w *work) events(key string, p *piece, list []*events.Event, stubs []state.Key) {
-	w.raw(key, []byte{'['})
+	w.raw(key, nil)
+	w.list(p, list, stubs)
+}
+
+// list writes events as clients get them.
+func (w *work) list(p *piece, list []*events.Event, stubs []state.Key) {
+	w.b = append(w.b, '[')
 	now := w.s.Now()
 	for i, e := range list {
 		if i > 0 {

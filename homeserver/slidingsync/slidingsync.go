@@ -1,7 +1,7 @@
 // Package slidingsync answers POST /sync, where the client says which of its
 // rooms it wants to hear of: those in a window of a list sorted by activity, and
 // single ones. It stands beside clientsync and reads the same parts the same way:
-// a waiting client costs a goroutine and a channel, and one for whom nothing has
+// a waiting client costs a parked connection, and one for whom nothing has
 // happened causes no query.
 //
 // It owns no tables. What a client has been sent is kept in memory for each of
@@ -11,8 +11,9 @@
 //
 // Spec: MSC4186 (simplified sliding sync), with the extensions of MSC3884
 // (encryption), MSC3885 (to-device messages), MSC3959 (account data), MSC3960
-// (receipts), MSC3961 (typing) and MSC4308 (thread subscriptions). The unstable path speaks the form that
-// clients use today, /v4/sync that of the proposal as accepted.
+// (receipts), MSC3961 (typing), MSC4308 (thread subscriptions) and MSC4480 (sticky
+// events). The unstable path speaks the form that clients use today, /v4/sync that
+// of the proposal as accepted.
 //
 // Invariants: the waiter is registered before anything is read; what was sent
 // counts as received only when the client comes back with its pos.
@@ -23,7 +24,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
-	"time"
+	"sync/atomic"
 
 	"github.com/carillon-chat/carillon/homeserver/clientsync"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
@@ -56,7 +57,7 @@ func New(c *clientsync.Sync, threads *subscriptions.Subscriptions) *Sync {
 // Routes are the endpoint in its two forms.
 func (s *Sync) Routes() []httpapi.Route {
 	route := func(path string, h httpapi.Handler) httpapi.Route {
-		return httpapi.Route{Method: "POST", Path: path, Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: h}
+		return httpapi.Route{Method: "POST", Path: path, Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Holds: true, Handler: h}
 	}
 	return []httpapi.Route{
 		route("/_matrix/client/unstable/org.matrix.simplified_msc3575/sync", s.postUnstable),
@@ -73,61 +74,71 @@ func (s *Sync) answer(c *httpapi.Call, unstable bool) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.Presence.Enabled() {
-		done := s.Presence.Connect(q.user, q.presence)
-		defer done()
-	}
 	if q.ext.toDevice != nil && q.device != "" && q.ext.toDevice.since > 0 {
 		if err := s.Keys.AckToDevice(c.Ctx(), q.user, q.device, q.ext.toDevice.since); err != nil {
 			return nil, err
 		}
 	}
-	cn, replaced, err := s.enter(q)
-	if err != nil {
+	h := &wait{s: s, q: q}
+	if h.c, err = s.enter(q, h); err != nil {
 		return nil, err
 	}
-	defer cn.leave(replaced)
-	waiter := s.Hub.Wait(q.user)
-	defer waiter.Close()
-	body, err := s.poll(c, q, cn, replaced, waiter)
-	if err != nil {
-		return nil, err
-	}
-	return httpapi.Raw(body), nil
+	return httpapi.Held{Wait: h, Timeout: q.timeout}, nil
 }
 
-// poll makes answers until one holds something, or the time is over.
-func (s *Sync) poll(c *httpapi.Call, q *request, cn *conn, replaced chan struct{}, waiter *hub.Waiter) ([]byte, error) {
-	var (
-		w     *work
-		timer *time.Timer
-		snap  hub.Snapshot
-	)
-	for {
-		if w == nil || !s.quiet(q, w, &snap) {
-			next, err := s.make(c.Ctx(), q, cn, replaced)
-			if err != nil {
-				return nil, err
-			}
-			w = next
-			if w.some || q.pos == "" || q.timeout == 0 {
-				return cn.issue(w, replaced), nil
-			}
+// wait is a client that waits.
+type wait struct {
+	s *Sync
+	q *request
+	c *conn
+
+	wake     atomic.Pointer[func()]
+	replaced atomic.Bool // the client has asked again and does not listen any more
+	waiter   *hub.Waiter
+	offline  func()
+
+	last *work // the answer as it would be
+	snap hub.Snapshot
+}
+
+// ring makes the wait end if replaced or the connection's ended is set.
+func (h *wait) ring() {
+	if wake := h.wake.Load(); wake != nil {
+		(*wake)()
+	}
+}
+
+// Begin implements httpapi.Wait.
+func (h *wait) Begin(wake func()) {
+	h.wake.Store(&wake)
+	if h.s.Presence.Enabled() {
+		h.offline = h.s.Presence.Connect(h.q.user, h.q.presence)
+	}
+	h.waiter = h.s.Hub.Notify(h.q.user, wake)
+}
+
+// Answer implements httpapi.Wait.
+func (h *wait) Answer(ctx context.Context, last bool) (any, error) {
+	over := last || h.replaced.Load() || h.c.ended.Load()
+	if h.last == nil || !over && !h.s.quiet(h.q, h.last, &h.snap) {
+		w, err := h.s.make(ctx, h.q, h.c, h)
+		if err != nil {
+			return nil, err
 		}
-		if timer == nil {
-			timer = time.NewTimer(q.timeout)
-			defer timer.Stop()
-		}
-		select {
-		case <-waiter.C:
-			continue
-		case <-timer.C:
-		case <-c.Draining():
-		case <-replaced: // the client has asked again and does not listen any more
-		case <-cn.ended:
-		case <-c.Ctx().Done(): // as clients do when their window has changed
-		}
-		return cn.issue(w, replaced), nil
+		h.last = w
+	}
+	if !over && !h.last.some && h.q.pos != "" {
+		return nil, nil //nolint:nilnil // nothing to say yet
+	}
+	return httpapi.Raw(h.c.issue(h.last, h)), nil
+}
+
+// End implements httpapi.Wait.
+func (h *wait) End() {
+	h.waiter.Close()
+	h.c.leave(h)
+	if h.offline != nil {
+		h.offline()
 	}
 }
 
@@ -173,6 +184,10 @@ type work struct {
 
 	entries map[matrix.RoomID]*entry // where rooms are named
 	wanted  []*entry                 // rooms that the request matches, the most active first
+	// concerned are the joined rooms that a list or a subscription is of, whatever
+	// the windows; for sticky events.
+	concerned []*entry
+	shown     map[matrix.EventID]bool // events in timelines of the answer, for the same
 
 	b    []byte
 	some bool // there is something to tell
@@ -182,10 +197,10 @@ type work struct {
 var snapshots = sync.Pool{New: func() any { return &[]hub.RoomState{} }}
 
 // make makes an answer from where the client is; the connection is not changed.
-func (s *Sync) make(ctx context.Context, q *request, cn *conn, replaced chan struct{}) (*work, error) {
+func (s *Sync) make(ctx context.Context, q *request, cn *conn, h *wait) (*work, error) {
 	cn.mu.Lock()
 	defer cn.mu.Unlock()
-	if cn.active != replaced {
+	if cn.active.Load() != h {
 		return &work{some: true, b: []byte(`{"pos":"`), base: cn.base}, nil // nobody listens any more
 	}
 	w := &work{s: s, q: q, c: cn, ctx: ctx, eph: s.Hub.Ephemeral(), base: cn.base}
@@ -194,6 +209,7 @@ func (s *Sync) make(ctx context.Context, q *request, cn *conn, replaced chan str
 	s.Hub.Snapshot(q.user, -1, -1, &w.snap)
 	defer func() {
 		*spare, w.snap.Rooms, w.entries, w.wanted = w.snap.Rooms, nil, nil, nil
+		w.concerned, w.shown = nil, nil
 		snapshots.Put(spare)
 	}()
 	w.to = w.snap.Head
@@ -215,7 +231,7 @@ func (w *work) write(tx *sqldb.Tx) error {
 		token: clientsync.Token{Pos: w.to, Eph: w.eph}, keys: w.base.keys, data: w.base.data, threads: w.base.threads,
 		sent: map[matrix.RoomID]*sent{},
 	}
-	w.some = false
+	w.some, w.shown = false, nil
 	w.b = append(w.b[:0], '{')
 	if w.q.txn != "" {
 		w.b = matrix.AppendJSONString(append(w.b, `"txn_id":`...), w.q.txn)

@@ -49,6 +49,7 @@ const (
 	KindKeyCounts
 	KindUnread
 	KindThreadSubscription
+	KindForgotten // a user has forgotten a room
 	kinds // number of kinds + 1
 )
 
