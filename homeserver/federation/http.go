@@ -29,6 +29,7 @@ func (f *Federation) Routes() []httpapi.Route {
 		signed(http.MethodPut, v1+"/send_knock/{roomId}/{eventId}", f.serveSendKnock),
 		signed(http.MethodPut, v1+"/invite/{roomId}/{eventId}", f.serveInviteV1),
 		signed(http.MethodPut, v2+"/invite/{roomId}/{eventId}", f.serveInvite),
+		signed(http.MethodPut, v1+"/exchange_third_party_invite/{roomId}", f.serveExchange),
 
 		signed(http.MethodGet, v1+"/backfill/{roomId}", f.serveBackfill),
 		signed(http.MethodPost, v1+"/get_missing_events/{roomId}", f.serveMissingEvents),

@@ -166,6 +166,20 @@ func (f *Federation) serveInviteV1(c *httpapi.Call) (any, error) {
 	return []any{200, map[string]any{"event": event}}, nil
 }
 
+// serveExchange turns an invitation that was kept for an address into one for the user who has proven it. Spec:
+// put_matrixfederationv1exchange_third_party_inviteroomid
+func (f *Federation) serveExchange(c *httpapi.Call) (any, error) {
+	room, err := f.roomVar(c)
+	if err != nil {
+		return nil, err
+	}
+	raw, err := c.RawBody()
+	if err != nil {
+		return nil, err
+	}
+	return nil, f.parts.Rooms.ExchangeThirdParty(c.Ctx(), c.Origin, room, raw)
+}
+
 func (f *Federation) invite(c *httpapi.Call, version string, event json.RawMessage, state []json.RawMessage) (json.RawMessage, error) {
 	room, err := f.roomVar(c)
 	if err != nil {

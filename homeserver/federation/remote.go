@@ -146,6 +146,13 @@ func (r *Remote) MakeKnock(ctx context.Context, server matrix.ServerName, room m
 	return r.template(ctx, server, "make_knock", room, user, versions)
 }
 
+// ExchangeThirdParty asks for an invitation in place of one that was kept for an address.
+func (r *Remote) ExchangeThirdParty(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event json.RawMessage) error {
+	return r.client.JSON(ctx, fedclient.Request{
+		Method: http.MethodPut, Server: server, Path: path("v1", "exchange_third_party_invite", string(room)), Body: event,
+	}, nil)
+}
+
 // SendJoin hands a join over and gets the state of the room.
 func (r *Remote) SendJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, id matrix.EventID, pdu json.RawMessage) (rooms.RemoteJoin, error) {
 	var out struct {

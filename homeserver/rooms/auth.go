@@ -135,6 +135,9 @@ func (r *Rooms) authorise(ctx context.Context, rm *room, ev *events.Event) error
 
 // allowed applies the authorisation rules.
 func allowed(ev *events.Event, pdu gomatrixserverlib.PDU, p gomatrixserverlib.AuthEventProvider) error {
+	if isThirdParty(ev) {
+		return thirdPartyAllowed(ev, p)
+	}
 	err := gomatrixserverlib.Allowed(pdu, p, userIDForSender)
 	if err != nil && ev.Type == spec.MRoomPowerLevels && strings.Contains(err.Error(), "notification level") {
 		err = notificationLevels(ev, pdu, p)

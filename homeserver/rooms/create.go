@@ -29,7 +29,7 @@ type CreateRequest struct {
 	Preset          string          `json:"preset"`
 	IsDirect        bool            `json:"is_direct"`
 	PowerLevels     json.RawMessage `json:"power_level_content_override"`
-	ThirdParty      []struct{}      `json:"invite_3pid"`
+	ThirdParty      []ThirdParty    `json:"invite_3pid"`
 }
 
 // InitialState is one event of initial_state.
@@ -100,6 +100,11 @@ func (r *Rooms) Create(ctx context.Context, creator matrix.UserID, q CreateReque
 			log.WithError(err).WithField("room_id", rm.id).WithField("user_id", u).Info("an invitation to a new room failed")
 		}
 	}
+	for _, p := range q.ThirdParty {
+		if err := r.InviteThirdParty(ctx, MemberChange{Room: rm.id, Sender: creator, Direct: q.IsDirect, TS: ts}, p); err != nil {
+			log.WithError(err).WithField("room_id", rm.id).Info("an invitation by address to a new room failed")
+		}
+	}
 	return rm.id, nil
 }
 
@@ -158,8 +163,13 @@ func (r *Rooms) checkCreate(ctx context.Context, creator matrix.UserID, q *Creat
 			}
 		}
 	}
-	if len(q.ThirdParty) > 0 {
-		return "", preset{}, matrix.NewError(403, "M_THREEPID_DENIED", "invitations by e-mail or telephone need an identity server; this server uses none")
+	if len(q.ThirdParty) > 0 && r.identity == nil {
+		return "", preset{}, noIdentity()
+	}
+	for _, p := range q.ThirdParty {
+		if err := p.check(); err != nil {
+			return "", preset{}, err
+		}
 	}
 	if q.AliasName != "" {
 		if _, err := matrix.ParseRoomAlias("#" + q.AliasName + ":" + string(r.o.Signer.Server)); err != nil {

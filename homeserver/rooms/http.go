@@ -27,10 +27,10 @@ func (r *Rooms) Routes() []httpapi.Route {
 		route("POST", "/join/{roomIdOrAlias}", r.postJoin),
 		route("POST", "/rooms/{roomId}/join", r.postJoin),
 		route("POST", "/knock/{roomIdOrAlias}", r.postKnock),
-		route("POST", "/rooms/{roomId}/invite", r.membership(r.Invite)),
-		route("POST", "/rooms/{roomId}/kick", r.membership(r.Kick)),
-		route("POST", "/rooms/{roomId}/ban", r.membership(r.Ban)),
-		route("POST", "/rooms/{roomId}/unban", r.membership(r.Unban)),
+		route("POST", "/rooms/{roomId}/invite", r.membership(r.Invite, true)),
+		route("POST", "/rooms/{roomId}/kick", r.membership(r.Kick, false)),
+		route("POST", "/rooms/{roomId}/ban", r.membership(r.Ban, false)),
+		route("POST", "/rooms/{roomId}/unban", r.membership(r.Unban, false)),
 		route("POST", "/rooms/{roomId}/leave", r.postLeave),
 		route("POST", "/rooms/{roomId}/forget", r.postForget),
 		route("PUT", "/rooms/{roomId}/send/{eventType}/{txnId}", r.putSend),
@@ -143,6 +143,9 @@ func (r *Rooms) postJoin(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := r.signedJoin(c.Ctx(), c.Caller.User, id, raw); err != nil {
+		return nil, err
+	}
 	err = r.Join(c.Ctx(), MemberChange{
 		Room: id, Sender: c.Caller.User, Target: c.Caller.User, Reason: reason, Via: via, Extra: further(raw), TS: at, Service: c.Caller.Service,
 	})
@@ -201,21 +204,24 @@ func optionalBody(c *httpapi.Call) (json.RawMessage, error) {
 }
 
 // membership makes the handler of an endpoint that changes another user's
-// membership.
-func (r *Rooms) membership(do func(ctx context.Context, m MemberChange) error) httpapi.Handler {
+// membership; invites says that it may name him by an address.
+func (r *Rooms) membership(do func(ctx context.Context, m MemberChange) error, invites bool) httpapi.Handler {
 	return func(c *httpapi.Call) (any, error) {
 		var q struct {
-			UserID   string `json:"user_id"`
-			Reason   string `json:"reason"`
-			IDServer string `json:"id_server"`
-			Medium   string `json:"medium"`
+			UserID string `json:"user_id"`
+			Reason string `json:"reason"`
+			ThirdParty
 		}
 		if err := c.Body(&q); err != nil {
 			return nil, err
 		}
 		if q.UserID == "" {
-			if q.IDServer != "" || q.Medium != "" {
-				return nil, matrix.NewError(403, "M_THREEPID_DENIED", "invitations by e-mail or telephone need an identity server; this server uses none")
+			if invites && (q.IDServer != "" || q.Medium != "") {
+				id, at, err := place(c)
+				if err != nil {
+					return nil, err
+				}
+				return nil, r.InviteThirdParty(c.Ctx(), MemberChange{Room: id, Sender: c.Caller.User, Reason: q.Reason, TS: at}, q.ThirdParty)
 			}
 			return nil, matrix.MissingParam("user_id is missing")
 		}

@@ -23,6 +23,10 @@ type Remote interface {
 	// with that server's signature.
 	Invite(ctx context.Context, server matrix.ServerName, version string, room matrix.RoomID, id matrix.EventID, pdu json.RawMessage, stripped []json.RawMessage) (json.RawMessage, error)
 
+	// ExchangeThirdParty asks for an invitation in place of one that was kept
+	// for an address; event is what of it is known.
+	ExchangeThirdParty(ctx context.Context, server matrix.ServerName, room matrix.RoomID, event json.RawMessage) error
+
 	MissingEvents(ctx context.Context, server matrix.ServerName, room matrix.RoomID, earliest, latest []matrix.EventID, limit int) ([]json.RawMessage, error)
 	Event(ctx context.Context, server matrix.ServerName, id matrix.EventID) (json.RawMessage, error)
 	State(ctx context.Context, server matrix.ServerName, room matrix.RoomID, at matrix.EventID) (RemoteState, error)
