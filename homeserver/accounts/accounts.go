@@ -72,6 +72,7 @@ type Options struct {
 	Registration        Registration
 	Passwords           PasswordCost
 	MinPassword         int           // characters; shorter ones are M_WEAK_PASSWORD
+	NoPasswords         bool          // nobody logs in by password
 	AccessLifetime      time.Duration // of access tokens of clients that refresh; 0: one hour
 	LoginAttempts       float64       // log-in attempts a second for one account; 0: not limited
 	LoginBurst          int           // attempts at once; 0: 5
@@ -91,6 +92,7 @@ type Accounts struct {
 	uia     *UIA
 	logins  *gate.Limiter[string]
 	nonces  nonces
+	ssoFlow func() any // m.login.sso in the answer of GET /login; nil: none
 
 	services map[[sha256.Size]byte]*ApplicationService // by the hash of as_token
 	byID     map[string]*ApplicationService

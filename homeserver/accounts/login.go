@@ -19,12 +19,25 @@ const (
 	typeAppService = "m.login.application_service"
 )
 
+// OfferSSO adds m.login.sso, as flow describes it, to the ways to log in. Call it before serving.
+func (a *Accounts) OfferSSO(flow func() any) { a.ssoFlow = flow }
+
+// PasswordsAllowed says whether people may log in by password.
+func (a *Accounts) PasswordsAllowed() bool { return !a.opts.NoPasswords }
+
 func (a *Accounts) loginFlows(*httpapi.Call) (any, error) {
 	type flow struct {
 		Type     string `json:"type"`
 		GetToken bool   `json:"get_login_token,omitempty"`
 	}
-	return map[string]any{"flows": []flow{{Type: typePassword}, {Type: typeToken, GetToken: true}, {Type: typeAppService}}}, nil
+	var flows []any
+	if a.PasswordsAllowed() {
+		flows = append(flows, flow{Type: typePassword})
+	}
+	if a.ssoFlow != nil {
+		flows = append(flows, a.ssoFlow())
+	}
+	return map[string]any{"flows": append(flows, flow{Type: typeToken, GetToken: true}, flow{Type: typeAppService})}, nil
 }
 
 type loginRequest struct {
@@ -157,6 +170,9 @@ func (a *Accounts) mayLogin(user matrix.UserID) error {
 
 // checkLogin is nil when the password is the account's. It takes as long for accounts that do not exist.
 func (a *Accounts) checkLogin(ctx context.Context, user matrix.UserID, password string) error {
+	if a.opts.NoPasswords {
+		return matrix.Forbidden("passwords are switched off on this server")
+	}
 	if a.logins != nil {
 		if ok, retry := a.logins.Allow(string(user)); !ok {
 			return matrix.LimitExceeded(retry)

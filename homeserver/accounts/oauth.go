@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
@@ -208,18 +209,68 @@ func (a *Accounts) ClientsInUse(ctx context.Context, clients []string) (used []s
 	return used, nil
 }
 
-// CheckPassword is the account that a name (a localpart or a user ID) and a password open, under the limits of a
-// log-in. Its errors are those of POST /login.
+// CheckPassword is the account that a name (a localpart, a user ID or an e-mail address) and a password open, under
+// the limits of a log-in. Its errors are those of POST /login.
 func (a *Accounts) CheckPassword(ctx context.Context, name, password string) (matrix.UserID, error) {
-	user := matrix.UserID(name)
-	if u, ok := a.localUser(name); ok {
-		user = u.ID
+	i := &identifier{Type: "m.id.user", User: name}
+	if at := strings.IndexByte(name, '@'); at > 0 {
+		i = &identifier{Type: "m.id.thirdparty", Medium: "email", Address: name}
 	}
-	if err := a.checkLogin(ctx, user, password); err != nil {
+	who, err := a.identified(ctx, i, "")
+	if err != nil {
 		return "", err
 	}
-	return user, a.mayLogin(user)
+	if err := a.checkLogin(ctx, who.user, password); err != nil {
+		return "", err
+	}
+	return who.user, a.mayLogin(who.user)
 }
 
 // MayLogin says whether an account may have new sessions; if not, it is the error of POST /login.
 func (a *Accounts) MayLogin(user matrix.UserID) error { return a.mayLogin(user) }
+
+// FreeUser is the user ID of a user name that a new account may have.
+func (a *Accounts) FreeUser(username string) (matrix.UserID, error) {
+	return a.wantedUser(&username, nil)
+}
+
+// RegistrationOpen says whether people may make accounts with nothing but a password, and whether they need a
+// registration token for it. Flows that ask for more are for clients.
+func (a *Accounts) RegistrationOpen() (open, needsToken bool) {
+	flows := a.registrationFlows()
+	has := func(stage string) bool {
+		return slices.ContainsFunc(flows, func(f Flow) bool { return slices.Equal([]string(f), []string{stage}) })
+	}
+	if has(StageDummy) {
+		return true, false
+	}
+	return has(StageToken), true
+}
+
+// Register makes an account as POST /register does, for a page where people do so. token is the registration token,
+// where one is needed. Its errors are those of that endpoint.
+func (a *Accounts) Register(ctx context.Context, username, password, token string) (matrix.UserID, error) {
+	open, needsToken := a.RegistrationOpen()
+	if !open {
+		return "", matrix.Forbidden("registration is not open on this server")
+	}
+	user, err := a.FreeUser(username)
+	if err != nil {
+		return "", err
+	}
+	if err := a.checkPassword(password); err != nil {
+		return "", err
+	}
+	if !needsToken {
+		token = ""
+	} else {
+		t, err := a.registrationToken(ctx, token, "")
+		if err != nil {
+			return "", err
+		}
+		if t == nil || !t.valid(a.now()) {
+			return "", matrix.NewError(401, "M_UNAUTHORIZED", "the registration token is not valid")
+		}
+	}
+	return user, a.Create(ctx, NewUser{ID: user, Password: password, RegistrationToken: token})
+}

@@ -36,7 +36,7 @@ type Policy struct {
 func (u *UIA) addStages() {
 	u.AddStage(Stage{
 		Type: StagePassword, Check: u.checkPassword, Page: u.passwordPage,
-		Alone: func(user User, _ string) bool { return user.ID == "" || user.HasPassword },
+		Alone: func(user User, _ string) bool { return u.a.PasswordsAllowed() && (user.ID == "" || user.HasPassword) },
 	})
 	u.AddStage(Stage{
 		Type:  StageDummy,

@@ -42,6 +42,8 @@ type NewUser struct {
 	DisplayName  string // given to the OnCreate hooks
 	// RegistrationToken is counted as used in the same transaction.
 	RegistrationToken string
+	// Also joins the transaction, which may run twice; its error leaves the account unmade.
+	Also func(tx *sqldb.Tx) error
 	// Evidence is what the stages of the registration have proven, by their type.
 	Evidence map[string]string
 }
@@ -142,6 +144,11 @@ func (a *Accounts) create(ctx context.Context, nu NewUser, login *login) error {
 		}
 		if err := a.registered(tx, nu, now); err != nil {
 			return err
+		}
+		if nu.Also != nil {
+			if err := nu.Also(tx); err != nil {
+				return err
+			}
 		}
 		if login != nil {
 			return a.issue(tx, login)
@@ -323,6 +330,9 @@ func (a *Accounts) newUserID(username string) (matrix.UserID, error) {
 	}
 	return id, nil
 }
+
+// Local is the local account of a localpart or a user ID, capitals aside.
+func (a *Accounts) Local(name string) (User, bool) { return a.localUser(name) }
 
 // localUser finds the local account that a log-in means by a localpart or a full ID.
 func (a *Accounts) localUser(s string) (User, bool) {
