@@ -72,7 +72,7 @@ func (s *Server) getCapabilities(*httpapi.Call) (any, error) {
 		"m.set_displayname":                 map[string]bool{"enabled": true},
 		"m.set_avatar_url":                  map[string]bool{"enabled": true},
 		"m.profile_fields":                  map[string]bool{"enabled": true},
-		"m.3pid_changes":                    map[string]bool{"enabled": false},
+		"m.3pid_changes":                    map[string]bool{"enabled": s.mayChange},
 		"m.get_login_token":                 map[string]bool{"enabled": true},
 	}}, nil
 }

@@ -84,6 +84,8 @@ type Options struct {
 	Previews     Previews
 	TURN         TURN
 	Realtime     Realtime
+	PolicyServer PolicyServer
+	Contacts     Contacts
 	PublicURL    string // for /.well-known/matrix/client
 	AllUsers     bool   // the user directory finds everybody of this server
 	InsecurePush bool   // push gateways may be plain HTTP
@@ -152,8 +154,11 @@ type Server struct {
 	accounts *accounts.Accounts
 	rooms    *rooms.Rooms
 	delayed  *delayed.Delayed
-	client   *fedclient.Client
-	runs     []run
+	// askPolicy shows an event to a policy server; see rooms.Options.
+	askPolicy func(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error)
+	mayChange bool // people may change their addresses themselves
+	client    *fedclient.Client
+	runs      []run
 }
 
 // run is a part that works in the background.
@@ -282,7 +287,10 @@ func (s *Server) build(ctx context.Context) error {
 			return dir.ClaimAlias(tx, alias, room, creator)
 		},
 		Publish: func(tx *sqldb.Tx, room matrix.RoomID) error { return dir.Publish(tx, room) },
-		Delay:   func(c *httpapi.Call, d rooms.Draft) (any, error) { return s.delayed.Accept(c, d) },
+		AskPolicy: func(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error) {
+			return s.askPolicy(ctx, server, pdu)
+		},
+		Delay: func(c *httpapi.Call, d rooms.Draft) (any, error) { return s.delayed.Accept(c, d) },
 		ResolveAlias: func(ctx context.Context, alias matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error) {
 			return dir.Resolve(ctx, alias)
 		},
@@ -295,6 +303,9 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	s.rooms = r
+	if err := s.policy(remote); err != nil {
+		return err
+	}
 	eo := e2ee.Deps{
 		Devices: dev, Rooms: s.hub, ShareNames: true,
 		Authorise: func(c *httpapi.Call) error { return acc.UIA().Require(c) },
@@ -307,6 +318,11 @@ func (s *Server) build(ctx context.Context) error {
 	var far media.Remote
 	if o.Federation.Enabled {
 		eo.Remote, po.Remote, do.Remote, far = remote, remote, remote, s.client
+	}
+
+	sender, err := o.Contacts.sender()
+	if err != nil {
+		return fmt.Errorf("e-mail: %w", err)
 	}
 
 	// Features.
@@ -399,7 +415,12 @@ func (s *Server) build(ctx context.Context) error {
 	}
 
 	acc.OnCreate(prof.Created)
-	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error { return r.LeaveAll(ctx, u) })
+	contacts, err := s.contacts(ctx, db, acc, r, sender, nil)
+	if err != nil {
+		return err
+	}
+	s.mayChange = contacts.MayChange()
+	acc.OnDeactivateLater(func(ctx context.Context, u matrix.UserID, _ bool) error { return r.LeaveAll(ctx, u) })
 	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error {
 		return db.Write(ctx, func(tx *sqldb.Tx) error {
 			if err := keys.DeleteUser(tx, u); err != nil {
@@ -426,7 +447,7 @@ func (s *Server) build(ctx context.Context) error {
 		push.EventType: func(_ context.Context, u matrix.UserID) (json.RawMessage, error) { return notify.Rules(u), nil },
 	}
 	for _, routes := range [][]httpapi.Route{
-		s.discovery(), acc.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
+		s.discovery(), acc.Routes(), contacts.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
 		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn, followed).Routes(), hist.Routes(), old.Routes(), followed.Routes(hist), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)
@@ -441,7 +462,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.api.Add(ring.Routes()...)
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
-	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
+	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"contacts", contacts.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
 		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"previews", pages.Run}, run{"moderation", mod.Run})
 	return nil
 }
@@ -456,7 +477,7 @@ func (s *Server) Listener(l net.Listener) *httpapi.Listener { return s.api.Liste
 
 // FederationHandler serves other servers only.
 func (s *Server) FederationHandler() http.Handler {
-	return s.api.Only("/_matrix/federation/", "/_matrix/key/", "/.well-known/matrix/server")
+	return s.api.Only("/_matrix/federation/", "/_matrix/policy/", "/_matrix/key/", "/.well-known/matrix/server", "/.well-known/matrix/policy_server")
 }
 
 // Accounts is the server's accounts, for the command line and for tests.
