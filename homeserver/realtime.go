@@ -8,9 +8,41 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/delayed"
 	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/federation"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/policy"
 )
+
+// PolicyServer says whether this server judges the events of rooms that ask it to.
+type PolicyServer struct {
+	Enabled                           bool
+	DenyUsers, DenyServers, DenyTexts []string // see policy.Options
+	PerMinute                         int
+}
+
+// policy builds this server's part as a policy server.
+func (s *Server) policy(remote *federation.Remote) error {
+	o := s.opts.PolicyServer
+	p, err := policy.New(s.rooms, policy.Options{
+		Server: s.opts.ServerName, DataDir: s.opts.DataDir, Enabled: o.Enabled, DenyUsers: o.DenyUsers, DenyServers: o.DenyServers,
+		DenyTexts: o.DenyTexts, PerMinute: o.PerMinute, Now: s.opts.Now,
+	})
+	if err != nil {
+		return err
+	}
+	s.api.Add(p.Routes()...)
+	s.askPolicy = func(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error) {
+		switch {
+		case server == s.opts.ServerName:
+			return p.Sign(ctx, server, pdu)
+		case !s.opts.Federation.Enabled:
+			return nil, matrix.NewError(502, "M_UNKNOWN", "the room's policy server %s cannot be reached: this server does not federate", server)
+		}
+		return remote.AskPolicy(ctx, server, pdu)
+	}
+	return nil
+}
 
 // Realtime is what calls and other uses of the moment need.
 type Realtime struct {

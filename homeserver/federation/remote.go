@@ -27,7 +27,10 @@ const (
 	stateTimeout = 5 * time.Minute
 	stateMax     = 512 << 20 // bytes of an answer with the state of a room
 	stateIDsMax  = 32 << 20  // bytes
-	verifiers    = 32        // signatures checked at a time; some wait for keys of servers that are away
+	// A policy server holds up whoever sends: it has to answer soon, and briefly.
+	policyTimeout = 10 * time.Second
+	policyMax     = 64 << 10 // bytes
+	verifiers     = 32       // signatures checked at a time; some wait for keys of servers that are away
 )
 
 // Remote asks other servers on behalf of rooms, keys, profiles and the directory.
@@ -313,6 +316,27 @@ func (r *Remote) Nearest(ctx context.Context, server matrix.ServerName, room mat
 		err = matrix.NotFound("%s returned no event", server)
 	}
 	return out.ID, out.TS, err
+}
+
+// AskPolicy shows an event to a policy server and returns its signatures. Its own
+// words of refusal are for the client, but for those that would speak of the
+// client's account.
+// Spec: post_matrixpolicyv1sign
+func (r *Remote) AskPolicy(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error) {
+	raw, err := r.client.Do(ctx, fedclient.Request{
+		Method: http.MethodPost, Server: server, Path: fedclient.Path("_matrix", "policy", "v1", "sign"), Body: pdu,
+		Patient: true, Timeout: policyTimeout, MaxBody: policyMax,
+	})
+	var said *fedclient.Error
+	if errors.As(err, &said) && said.Code != "" {
+		switch said.Status {
+		case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusTooManyRequests:
+			e := matrix.NewError(said.Status, said.Code, "%s", said.Msg)
+			e.Extra = said.Extra
+			return nil, e
+		}
+	}
+	return raw, err
 }
 
 // QueryKeys asks a server for the keys of its users.

@@ -283,28 +283,33 @@ func (r *Rooms) inviteRemote(ctx context.Context, c MemberChange) error {
 		return err
 	}
 	key := string(c.Target)
+	var p *policy
 	ev, stripped, err := func() (*events.Event, []json.RawMessage, error) {
 		defer rm.mu.Unlock()
 		if rm.membership(c.Target) == spec.Join {
 			return nil, nil, matrix.Forbidden("%s is in the room already", c.Target)
 		}
-		p := events.Proto{
+		proto := events.Proto{
 			Version: rm.version, Room: rm.id, Sender: c.Sender, Type: spec.MRoomMember, StateKey: &key, Content: content,
 			PrevEvents: rm.tips, Depth: rm.depth + 1, Time: r.o.Now(),
 		}
 		var err error
-		if p.AuthEvents, err = r.authEventIDs(ctx, rm, &p); err != nil {
+		if proto.AuthEvents, err = r.authEventIDs(ctx, rm, &proto); err != nil {
 			return nil, nil, err
 		}
-		ev, err := events.Build(p, r.o.Signer)
+		ev, err := events.Build(proto, r.o.Signer)
 		if err != nil {
 			return nil, nil, err
 		}
 		if err := r.authorise(ctx, rm, ev); err != nil {
 			return nil, nil, err
 		}
+		p = rm.policy()
 		return ev, r.inviteState(rm), nil
 	}()
+	if err == nil && p != nil {
+		ev, err = r.approve(ctx, p, ev)
+	}
 	if err != nil {
 		return err
 	}

@@ -193,6 +193,11 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 		return nil, err
 	}
 	rejected := allowedBy(ev, auth)
+	if rejected == nil {
+		if ev, err = r.vet(ctx, ev); err != nil {
+			return nil, err
+		}
+	}
 	for attempt := 0; ; attempt++ {
 		placed, err := r.acceptOnce(ctx, ev, rejected, foreign)
 		if err != nil && attempt < maxAttempts && errors.Is(err, errRoomMoved) {
@@ -299,7 +304,7 @@ func (r *Rooms) judge(ctx context.Context, rm *room, b *built, rejected error, f
 			return nil, err
 		}
 	}
-	if foreign != nil || !sameSet(b.ev.PrevEvents(), rm.tips) {
+	if foreign != nil || b.ev.Flags&events.FlagPolicy != 0 || !sameSet(b.ev.PrevEvents(), rm.tips) {
 		return r.fork(ctx, rm, b, rejected, foreign)
 	}
 	if rejected != nil {
@@ -360,7 +365,7 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 			ev.Flags |= events.FlagRejected
 			return nil
 		}
-		if soft := r.authorise(ctx, rm, ev); soft != nil {
+		if ev.Flags&events.FlagPolicy != 0 || r.authorise(ctx, rm, ev) != nil {
 			ev.Flags |= events.FlagSoftFailed
 			return nil
 		}

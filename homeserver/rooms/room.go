@@ -41,6 +41,10 @@ type room struct {
 	joined  int
 	invited int
 
+	policyServer *policy
+	policyRead   bool // else policyServer is to be read again
+	dry          bool // build makes events and applies none; see changeApproved
+
 	// txns are the newest transactions, so that a client that asks again does
 	// not disturb the others who send; older ones are found in the database.
 	txns     map[txn]repeat
@@ -100,9 +104,15 @@ func (rm *room) membership(u matrix.UserID) string {
 
 // set puts e into the state and keeps the counts true.
 func (rm *room) set(k state.Key, e *entry) {
+	if k.Type == PolicyType {
+		rm.policyRead = false
+	}
 	if k.Type == spec.MRoomMember {
 		rm.count(rm.state[k], -1)
 		rm.count(e, 1)
+		if rm.policyServer != nil {
+			rm.policyServer.move(k.StateKey, rm.state[k], e)
+		}
 	} else if k.Type == spec.MRoomPowerLevels || k.Type == spec.MRoomCreate {
 		rm.levels = nil
 	}

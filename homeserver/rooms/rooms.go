@@ -64,6 +64,9 @@ type Options struct {
 	Publish func(tx *sqldb.Tx, room matrix.RoomID) error
 	// ResolveAlias finds the room of an alias and servers that know it.
 	ResolveAlias func(ctx context.Context, alias matrix.RoomAlias) (matrix.RoomID, []matrix.ServerName, error)
+	// AskPolicy shows an event to a policy server and returns its signatures; nil
+	// where none can be reached.
+	AskPolicy func(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error)
 	// Delay takes an event that a client wants sent later, without its content;
 	// nil on a server that delays nothing.
 	Delay func(c *httpapi.Call, d Draft) (any, error)
@@ -78,6 +81,7 @@ type Rooms struct {
 	hub    *hub.Hub
 	sticky *sticky.Store
 
+	silent   resting                   // policy servers
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 	identity Identity                  // nil: no identity servers are used
 
@@ -290,6 +294,7 @@ func (r *Rooms) load(ctx context.Context, rm *room) error {
 	}
 	rm.state = make(map[state.Key]*entry, len(rows))
 	rm.joined, rm.invited, rm.kept = 0, 0, 0
+	rm.policyServer, rm.policyRead, rm.dry = nil, false, false
 	for _, row := range rows {
 		e := &entry{nid: row.NID, membership: row.Membership, ev: evs[row.NID]}
 		if e.ev != nil {

@@ -157,6 +157,9 @@ func (r *Rooms) build(ctx context.Context, rm *room, d Draft) (*built, error) {
 			return nil, matrix.Forbidden("you may redact only your own messages here")
 		}
 	}
+	if rm.dry {
+		return b, nil
+	}
 	if err := r.remember(ctx, rm, b); err != nil {
 		return nil, err
 	}
@@ -193,6 +196,9 @@ func (r *Rooms) change(ctx context.Context, id matrix.RoomID, build func(*room) 
 		rm, err := r.locked(ctx, id)
 		if err != nil {
 			return nil, err
+		}
+		if p := rm.policy(); p != nil {
+			return r.changeApproved(ctx, rm, p, build)
 		}
 		evs, err := r.changeOnce(ctx, rm, build)
 		if !errors.Is(err, errRoomMoved) || attempt == maxAttempts {

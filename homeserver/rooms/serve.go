@@ -159,7 +159,7 @@ func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.E
 	if placed.Hidden() {
 		return JoinState{}, matrix.Forbidden("the join is not allowed")
 	}
-	out := JoinState{Version: string(ev.Version), Event: ev.JSON, Servers: r.hub.Servers(id)}
+	out := JoinState{Version: string(ev.Version), Event: placed.JSON, Servers: r.hub.Servers(id)}
 	out.State, out.AuthChain, err = r.stateBefore(ctx, placed)
 	return out, err
 }
