@@ -33,11 +33,11 @@ const (
 	qUsedClients  = `SELECT DISTINCT client FROM refresh_tokens WHERE client = ANY($1) AND client <> ''`
 
 	// The first use of a pair ends the pair it replaces and its unused twins.
-	qEndOldAccess   = `DELETE FROM access_tokens WHERE refresh_id = $1`
-	qEndTwinAccess  = `DELETE FROM access_tokens WHERE replaces = $1 AND refresh_id <> $2`
+	qEndOldAccess   = `DELETE FROM access_tokens WHERE refresh_id = $1 AND refresh_id <> 0`
+	qEndTwinAccess  = `DELETE FROM access_tokens WHERE replaces = $1 AND replaces <> 0 AND refresh_id <> $2`
 	qEndOldRefresh  = `DELETE FROM refresh_tokens WHERE id = $1`
-	qEndTwinRefresh = `DELETE FROM refresh_tokens WHERE replaces = $1 AND id <> $2`
-	qSettleAccess   = `UPDATE access_tokens SET replaces = 0 WHERE refresh_id = $1`
+	qEndTwinRefresh = `DELETE FROM refresh_tokens WHERE replaces = $1 AND replaces <> 0 AND id <> $2`
+	qSettleAccess   = `UPDATE access_tokens SET replaces = 0 WHERE refresh_id = $1 AND refresh_id <> 0`
 	qSettleRefresh  = `UPDATE refresh_tokens SET replaces = 0 WHERE id = $1`
 
 	qInsertLogin  = `INSERT INTO login_tokens (token_hash, user_id, expires_at) VALUES ($1, $2, $3)`

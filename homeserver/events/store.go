@@ -24,12 +24,12 @@ const (
 	qByID        = `SELECT ` + columns + ` FROM events WHERE event_id = $1`
 	qByIDs       = `SELECT ` + columns + ` FROM events WHERE event_id = ANY($1)`
 	qByNIDs      = `SELECT ` + columns + ` FROM events WHERE nid = ANY($1)`
-	qByTxn       = `SELECT event_id FROM events WHERE room_id = $1 AND sender = $2 AND txn = $3`
+	qByTxn       = `SELECT event_id FROM events WHERE room_id = $1 AND sender = $2 AND txn = $3 AND txn <> ''`
 	qForward     = `SELECT ` + columns + ` FROM events WHERE room_id = $1 AND pos > $2 AND pos <= $3 AND pos <> 0 ORDER BY pos LIMIT $4`
 	qBackward    = `SELECT ` + columns + ` FROM events WHERE room_id = $1 AND pos > $2 AND pos <= $3 AND pos <> 0 ORDER BY pos DESC LIMIT $4`
 	qPos         = `SELECT pos FROM events WHERE event_id = $1 AND room_id = $2`
 	qRedact      = `UPDATE events SET json = $2, redacted_by = $3, rel_type = '', rel_to = '' WHERE nid = $1`
-	qRedactionOf = `SELECT ` + columns + ` FROM events WHERE redacts = $1 AND flags & 15 = 0 ORDER BY nid DESC LIMIT 1`
+	qRedactionOf = `SELECT ` + columns + ` FROM events WHERE redacts = $1 AND redacts <> '' AND flags & 15 = 0 ORDER BY nid DESC LIMIT 1`
 	qLower       = `UPDATE events_backward SET nid = nid - $1 WHERE id = 1 RETURNING nid`
 	qPromote     = `UPDATE events SET pos = $2, flags = $3, replaces = $4 WHERE nid = $1`
 	qAnnotated   = `SELECT event_id, json FROM events WHERE rel_to = $1 AND rel_to <> '' AND rel_type = 'm.annotation' AND sender = $2 AND type = $3 AND redacted_by = 0`

@@ -103,6 +103,7 @@ func (s *Server) Start() {
 	done := make(chan struct{})
 	go func() { hs.Run(ctx); close(done) }()
 	s.stop = sync.OnceFunc(func() {
+		s.noScans()
 		cancel()
 		<-done
 		web.Close()

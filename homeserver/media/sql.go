@@ -33,7 +33,7 @@ const (
 
 	qOfUser = `SELECT origin, media_id, uploader, content_type, filename, hash, size, uploaded_at, accessed_at, protected,
 			EXISTS (SELECT 1 FROM media_quarantine WHERE target = media.hash OR target = 'mxc://' || media.origin || '/' || media.media_id)
-		FROM media WHERE uploader = $1 AND hash <> '' AND media_id > $2 ORDER BY media_id LIMIT $3`
+		FROM media WHERE uploader = $1 AND uploader <> '' AND hash <> '' AND media_id > $2 ORDER BY media_id LIMIT $3`
 	qProtect    = `UPDATE media SET protected = $3 WHERE origin = $1 AND media_id = $2`
 	qQuarantine = `INSERT INTO media_quarantine (target, by_user, reason, created_at) VALUES ($1, $2, $3, $4)
 		ON CONFLICT (target) DO UPDATE SET by_user = excluded.by_user, reason = excluded.reason, created_at = excluded.created_at`

@@ -57,6 +57,7 @@ type DB struct {
 	once    sync.Once
 	unlock  func()
 	count   atomic.Uint64
+	seen    sync.Map // statements that were prepared, as the database knows them
 }
 
 // Statements is how many statements have been run since the database was
@@ -68,6 +69,7 @@ type conn struct {
 	stmts map[string]*sql.Stmt
 	d     dialect
 	count *atomic.Uint64
+	seen  *sync.Map
 }
 
 type write struct {
@@ -127,7 +129,7 @@ func (db *DB) connect(ctx context.Context, writer bool) (*conn, error) {
 			return nil, fmt.Errorf("%s: %w", q, err)
 		}
 	}
-	return &conn{c: c, stmts: map[string]*sql.Stmt{}, d: db.dialect, count: &db.count}, nil
+	return &conn{c: c, stmts: map[string]*sql.Stmt{}, d: db.dialect, count: &db.count, seen: &db.seen}, nil
 }
 
 // Close waits for the writes under way and closes all connections.
@@ -379,10 +381,12 @@ func (c *conn) stmt(q string) (*sql.Stmt, error) {
 	if s, ok := c.stmts[q]; ok {
 		return s, nil
 	}
-	s, err := c.c.PrepareContext(context.Background(), c.d.translate(q))
+	text := c.d.translate(q)
+	s, err := c.c.PrepareContext(context.Background(), text)
 	if err != nil {
 		return nil, err
 	}
 	c.stmts[q] = s
+	c.seen.Store(text, struct{}{})
 	return s, nil
 }
