@@ -2,6 +2,7 @@ package threepids
 
 import (
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 
@@ -16,7 +17,7 @@ func EmailAddress(s string) (string, error) {
 	bad := matrix.InvalidParam("this is not an e-mail address such as name@example.org")
 	s = strings.TrimSpace(s)
 	at := strings.LastIndexByte(s, '@')
-	if at < 1 || at > 64 || len(s) > 254 {
+	if at < 1 || at > 64 || len(s) > 254 || !utf8.ValidString(s) {
 		return "", bad
 	}
 	local, domain := strings.ToLower(s[:at]), strings.TrimSuffix(s[at+1:], ".")
@@ -30,6 +31,9 @@ func EmailAddress(s string) (string, error) {
 	}
 	domain, err := idna.Lookup.ToASCII(domain)
 	if err != nil || domain == "" || len(local)+1+len(domain) > 254 {
+		return "", bad
+	}
+	if again, err := idna.Lookup.ToASCII(domain); err != nil || again != domain {
 		return "", bad
 	}
 	for label := range strings.SplitSeq(domain, ".") {
