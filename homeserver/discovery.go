@@ -60,7 +60,13 @@ func (s *Server) getVersions(*httpapi.Call) (any, error) {
 	}, nil
 }
 
-func (s *Server) getCapabilities(*httpapi.Call) (any, error) {
+func (s *Server) getCapabilities(c *httpapi.Call) (any, error) {
+	// With a session of the OAuth 2.0 API such things are done on the account pages.
+	client, err := s.accounts.ClientOf(c.Ctx(), c.Caller)
+	if err != nil {
+		return nil, err
+	}
+	legacy := client == ""
 	available := map[string]string{}
 	for _, v := range rooms.Versions() {
 		available[v] = "stable"
@@ -68,12 +74,12 @@ func (s *Server) getCapabilities(*httpapi.Call) (any, error) {
 	return map[string]any{"capabilities": map[string]any{
 		"org.matrix.msc4140.delayed_events": s.delayed.Capability(),
 		"m.room_versions":                   map[string]any{"default": s.rooms.DefaultVersion(), "available": available},
-		"m.change_password":                 map[string]bool{"enabled": true},
+		"m.change_password":                 map[string]bool{"enabled": legacy && s.accounts.PasswordsAllowed()},
 		"m.set_displayname":                 map[string]bool{"enabled": true},
 		"m.set_avatar_url":                  map[string]bool{"enabled": true},
 		"m.profile_fields":                  map[string]bool{"enabled": true},
-		"m.3pid_changes":                    map[string]bool{"enabled": s.mayChange},
-		"m.get_login_token":                 map[string]bool{"enabled": true},
+		"m.3pid_changes":                    map[string]bool{"enabled": legacy && s.mayChange},
+		"m.get_login_token":                 map[string]bool{"enabled": legacy},
 	}}, nil
 }
 
@@ -84,6 +90,10 @@ func (s *Server) getWellKnown(*httpapi.Call) (any, error) {
 	body := map[string]any{"m.homeserver": map[string]string{"base_url": strings.TrimSuffix(s.opts.PublicURL, "/")}}
 	if list := s.rtcTransports(); len(list) > 0 {
 		body["org.matrix.msc4143.rtc_foci"] = list
+	}
+	if s.oauth != nil { // for clients of before auth_metadata
+		auth := map[string]string{"issuer": s.oauth.Issuer(), "account": s.oauth.AccountURL()}
+		body["m.authentication"], body["org.matrix.msc2965.authentication"] = auth, auth
 	}
 	return body, nil
 }

@@ -22,11 +22,11 @@ var floors = []struct {
 	pkgs  []string
 }{
 	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi", "httpapi/httpapitest", "pages", "mail", "mail/mailtest"}},
-	{1, []string{"serverkeys", "fedclient"}},
+	{1, []string{"serverkeys", "fedclient", "browser"}},
 	{2, []string{"accounts", "devices", "e2ee", "accountdata"}},
 	{3, []string{"events", "state", "hub", "sticky", "rooms", "partstest"}},
 	{4, []string{
-		"history", "profiles", "receipts", "typing", "presence", "subscriptions", "push", "relations",
+		"history", "profiles", "sso", "oauth", "receipts", "typing", "presence", "subscriptions", "push", "relations",
 		"search", "directory", "spaces", "media", "previews", "moderation", "threepids", "delayed", "policy",
 	}},
 	{5, []string{"clientsync", "slidingsync", "oldsync", "federation", "applications"}},

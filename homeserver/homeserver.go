@@ -39,6 +39,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/moderation"
+	"github.com/carillon-chat/carillon/homeserver/oauth"
 	"github.com/carillon-chat/carillon/homeserver/oldsync"
 	"github.com/carillon-chat/carillon/homeserver/presence"
 	"github.com/carillon-chat/carillon/homeserver/previews"
@@ -86,6 +87,7 @@ type Options struct {
 	Realtime     Realtime
 	PolicyServer PolicyServer
 	Contacts     Contacts
+	SignIn       SignIn
 	PublicURL    string // for /.well-known/matrix/client
 	AllUsers     bool   // the user directory finds everybody of this server
 	InsecurePush bool   // push gateways may be plain HTTP
@@ -152,6 +154,7 @@ type Server struct {
 	hub  *hub.Hub
 
 	accounts *accounts.Accounts
+	oauth    *oauth.Server // nil when it is off
 	rooms    *rooms.Rooms
 	delayed  *delayed.Delayed
 	// askPolicy shows an event to a policy server; see rooms.Options.
@@ -235,7 +238,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	acc, err := accounts.New(ctx, db, dev, accounts.Options{
 		ServerName: o.ServerName, Registration: o.Registration, Passwords: o.Passwords, MinPassword: o.MinPassword,
-		LoginAttempts: o.LoginAttempts, ApplicationServices: o.ApplicationServices, Admins: o.Admins, Now: o.Now,
+		NoPasswords: o.SignIn.NoPasswords, LoginAttempts: o.LoginAttempts, ApplicationServices: o.ApplicationServices, Admins: o.Admins, Now: o.Now,
 	})
 	if err != nil {
 		return err
@@ -308,7 +311,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	eo := e2ee.Deps{
 		Devices: dev, Rooms: s.hub, ShareNames: true,
-		Authorise: func(c *httpapi.Call) error { return acc.UIA().Require(c) },
+		Authorise: s.authoriseReset,
 	}
 	po := profiles.Options{Server: o.ServerName, Now: o.Now}
 	do := directory.Options{
@@ -415,6 +418,10 @@ func (s *Server) build(ctx context.Context) error {
 	}
 
 	acc.OnCreate(prof.Created)
+	signIn, err := s.signIn(ctx, db, acc, dev, prof)
+	if err != nil {
+		return err
+	}
 	contacts, err := s.contacts(ctx, db, acc, r, sender, nil)
 	if err != nil {
 		return err
@@ -447,7 +454,7 @@ func (s *Server) build(ctx context.Context) error {
 		push.EventType: func(_ context.Context, u matrix.UserID) (json.RawMessage, error) { return notify.Rules(u), nil },
 	}
 	for _, routes := range [][]httpapi.Route{
-		s.discovery(), acc.Routes(), contacts.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
+		s.discovery(), acc.Routes(), signIn, contacts.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
 		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn, followed).Routes(), hist.Routes(), old.Routes(), followed.Routes(hist), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
 		s.api.Add(routes...)

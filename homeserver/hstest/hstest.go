@@ -80,19 +80,24 @@ func start(t testing.TB, name matrix.ServerName, fed net.Listener, conf *tls.Con
 // Start starts a server that was stopped, on its old data and address.
 func (s *Server) Start() {
 	s.T.Helper()
-	hs, err := homeserver.New(context.Background(), s.opts)
-	if err != nil {
-		s.T.Fatal(err)
-	}
-	s.Server = hs
 	addr := "127.0.0.1:0"
 	if s.web != nil {
 		addr = s.web.Addr().String()
 	}
+	var err error
 	if s.web, err = net.Listen("tcp", addr); err != nil {
 		s.T.Fatal(err)
 	}
 	s.URL = "http://" + s.web.Addr().String()
+	opts := s.opts
+	if opts.PublicURL == ownURL {
+		opts.PublicURL = s.URL
+	}
+	hs, err := homeserver.New(context.Background(), opts)
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	s.Server = hs
 	l := hs.Listener(s.web)
 	web := &http.Server{Handler: hs.Handler(), ConnContext: l.ConnContext}
 	go web.Serve(l)
@@ -249,6 +254,12 @@ func (u *User) Hears(room id.RoomID, text string) *event.Event {
 	u.SyncUntil(fmt.Sprintf("%q", text), func(*mautrix.RespSync) bool { return find() != nil })
 	return find()
 }
+
+// ownURL stands for the address that a server gets when it starts.
+const ownURL = "own"
+
+// OAuth switches the OAuth 2.0 API on, at the server's own address.
+func OAuth(o *homeserver.Options) { o.PublicURL, o.SignIn.OAuth = ownURL, true }
 
 // With registers application services.
 func With(services ...*accounts.ApplicationService) Option {
