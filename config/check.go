@@ -16,6 +16,8 @@ import (
 // Spec: appendices#server-name
 var serverName = regexp.MustCompile(`^([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]{2,45}\]|[0-9A-Za-z.-]{1,255})(:[0-9]{1,5})?$`)
 
+var localpart = regexp.MustCompile(`^[a-z0-9._=/+-]+$`)
+
 var userID = regexp.MustCompile(`^@[\x21-\x39\x3b-\x7e]+:.+$`)
 
 // report takes one problem: the field, what is wrong, what to write instead.
@@ -100,6 +102,7 @@ func (h *Homeserver) check(bad report) {
 	m.check(bad)
 	h.URLPreviews.check(bad)
 	h.TURN.check(bad)
+	h.Notices.check(bad)
 	for _, u := range h.RTC.LiveKit {
 		checkURL(bad, "homeserver.rtc.livekit", u)
 	}
@@ -107,6 +110,17 @@ func (h *Homeserver) check(bad report) {
 		bad("homeserver.rtc.max_delay", "it must be above 0", "write it such as 24h")
 	}
 	checkRange(bad, "homeserver.rtc.max_scheduled", int64(h.RTC.MaxScheduled), 0, 100_000, "events; 100 is usual")
+}
+
+func (n *Notices) check(bad report) {
+	if !localpart.MatchString(n.Localpart) {
+		bad("homeserver.server_notices.localpart", fmt.Sprintf("%q is not a name of a user", n.Localpart), "write small letters, digits and ._=/+-")
+	}
+	for field, v := range map[string]string{"avatar_url": n.AvatarURL, "room_avatar_url": n.RoomAvatar} {
+		if v != "" && !strings.HasPrefix(v, "mxc://") {
+			bad("homeserver.server_notices."+field, fmt.Sprintf("%q is not a file of a Matrix server", v), "upload it and write it such as mxc://example.org/abc")
+		}
+	}
 }
 
 func (m *Media) check(bad report) {

@@ -52,6 +52,7 @@ type Homeserver struct {
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
 	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
 	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
+	Notices      Notices      `yaml:"server_notices" doc:"Notices that administrators send to people in the server's own name; each person gets them in a room of his own."`
 	RTC          RTC          `yaml:"rtc" doc:"Calls of groups, such as those of Element Call, and the delayed events that they need."`
 }
 
@@ -148,6 +149,18 @@ type TURN struct {
 	Username     string   `yaml:"username" doc:"Fixed user name, when there is no shared secret."`
 	Password     Secret   `yaml:"password" doc:"Fixed password, when there is no shared secret."`
 	Lifetime     Duration `yaml:"lifetime" default:"24h" doc:"How long a log-in is good."`
+}
+
+// Notices says who speaks in the server's name, and where.
+type Notices struct {
+	Enabled     bool   `yaml:"enabled" doc:"Let administrators send notices, with /_carillon/admin/v1/notices or /_synapse/admin/v1/send_server_notice."`
+	Localpart   string `yaml:"localpart" default:"_server" doc:"The part before the colon in the sender's name. The account is made for this, and must not be there before."`
+	DisplayName string `yaml:"display_name" default:"服务器通知 · Server notices" doc:"Name that people see."`
+	AvatarURL   string `yaml:"avatar_url" doc:"Picture of the sender, such as mxc://example.org/abc."`
+	RoomName    string `yaml:"room_name" default:"服务器通知 · Server notices" doc:"Name of the rooms."`
+	RoomTopic   string `yaml:"room_topic" doc:"Topic of the rooms."`
+	RoomAvatar  string `yaml:"room_avatar_url" doc:"Picture of the rooms."`
+	MayLeave    bool   `yaml:"may_leave" default:"true" doc:"People may leave the room once they have joined it; the next notice invites them again. The invitation cannot be rejected in any case."`
 }
 
 // RTC is what calls of groups need.

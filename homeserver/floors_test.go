@@ -27,7 +27,7 @@ var floors = []struct {
 	{3, []string{"events", "state", "hub", "sticky", "rooms", "partstest"}},
 	{4, []string{
 		"history", "profiles", "sso", "oauth", "receipts", "typing", "presence", "subscriptions", "push", "relations",
-		"search", "directory", "spaces", "media", "previews", "moderation", "threepids", "delayed", "policy",
+		"search", "directory", "spaces", "media", "previews", "moderation", "notices", "threepids", "delayed", "policy",
 	}},
 	{5, []string{"clientsync", "slidingsync", "oldsync", "federation", "applications"}},
 	{6, []string{""}},

@@ -39,6 +39,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/moderation"
+	"github.com/carillon-chat/carillon/homeserver/notices"
 	"github.com/carillon-chat/carillon/homeserver/oauth"
 	"github.com/carillon-chat/carillon/homeserver/oldsync"
 	"github.com/carillon-chat/carillon/homeserver/presence"
@@ -85,6 +86,7 @@ type Options struct {
 	Previews     Previews
 	TURN         TURN
 	Realtime     Realtime
+	Notices      *notices.Options // nil: no server notices. Server is filled in
 	PolicyServer PolicyServer
 	Contacts     Contacts
 	SignIn       SignIn
@@ -183,12 +185,8 @@ func New(ctx context.Context, o Options) (s *Server, err error) {
 		return nil, err
 	}
 	s = &Server{opts: o, db: db}
-	defer func() {
-		if err != nil {
-			s.Close()
-		}
-	}()
 	if err := s.build(ctx); err != nil {
+		s.Close()
 		return nil, fmt.Errorf("building the homeserver: %w", err)
 	}
 	return s, nil
@@ -260,10 +258,14 @@ func (s *Server) build(ctx context.Context) error {
 		prof *profiles.Profiles
 		dir  *directory.Directory
 		apps *applications.Applications
+		told *notices.Notices
 	)
 	// Whoever wants no invitations still gets those of application services' own
-	// users, by which a company tells its people of rooms.
+	// users, by which a company tells its people of rooms, and of the server itself.
 	inviteBlocked := func(sender, target matrix.UserID) bool {
+		if told != nil && told.Sender() == sender {
+			return false
+		}
 		return data.BlocksInvites(target) && !slices.ContainsFunc(acc.ApplicationServices(), func(as *accounts.ApplicationService) bool {
 			return as.Sender(o.ServerName) == sender
 		})
@@ -300,6 +302,11 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	if o.Federation.Enabled {
 		ro.Remote = remote
+	}
+	if o.Notices != nil {
+		ro.MayLeave = func(ctx context.Context, u matrix.UserID, room matrix.RoomID) error {
+			return told.MayLeave(ctx, u, room)
+		}
 	}
 	r, err := rooms.New(ctx, db, l, store, s.hub, ro)
 	if err != nil {
@@ -415,6 +422,19 @@ func (s *Server) build(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+
+	if o.Notices != nil {
+		no := *o.Notices
+		no.Server = o.ServerName
+		told, err = notices.New(ctx, notices.Parts{DB: db, Hub: s.hub, Rooms: r, Accounts: acc, Profiles: prof, Data: data}, no)
+		if err != nil {
+			return err
+		}
+		s.api.Add(told.Routes()...)
+		acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error {
+			return db.Write(ctx, func(tx *sqldb.Tx) error { return told.DeleteUser(tx, u) })
+		})
 	}
 
 	acc.OnCreate(prof.Created)

@@ -18,6 +18,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/notices"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
 
@@ -143,6 +144,12 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 			URIs: h.TURN.URIs, SharedSecret: h.TURN.SharedSecret.Value(), Username: h.TURN.Username,
 			Password: h.TURN.Password.Value(), Lifetime: h.TURN.Lifetime.Std(),
 		},
+	}
+	if n := h.Notices; n.Enabled {
+		opts.Notices = &notices.Options{
+			Localpart: n.Localpart, DisplayName: n.DisplayName, AvatarURL: n.AvatarURL,
+			RoomName: n.RoomName, RoomTopic: n.RoomTopic, RoomAvatar: n.RoomAvatar, MayLeave: n.MayLeave,
+		}
 	}
 	if err := realtime(&opts, &h.RTC); err != nil {
 		return opts, err

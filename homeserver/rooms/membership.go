@@ -253,6 +253,15 @@ func notJoined(user matrix.UserID) func(*room) (map[string]any, bool, error) {
 
 // Leave takes a local user out of a room, or declines his invitation.
 func (r *Rooms) Leave(ctx context.Context, c MemberChange) error {
+	if r.o.MayLeave != nil {
+		if err := r.o.MayLeave(ctx, c.Target, c.Room); err != nil {
+			return err
+		}
+	}
+	return r.leave(ctx, c)
+}
+
+func (r *Rooms) leave(ctx context.Context, c MemberChange) error {
 	if !r.participates(c.Room) {
 		return r.leaveRemote(ctx, c)
 	}
@@ -372,7 +381,7 @@ func (r *Rooms) LeaveAll(ctx context.Context, user matrix.UserID) error {
 	}
 	for _, m := range list {
 		if slices.Contains([]string{spec.Join, spec.Invite, spec.Knock}, m.Membership) {
-			if err := r.Leave(ctx, MemberChange{Room: m.Room, Sender: user, Target: user}); err != nil {
+			if err := r.leave(ctx, MemberChange{Room: m.Room, Sender: user, Target: user}); err != nil {
 				return fmt.Errorf("leaving %s: %w", m.Room, err)
 			}
 		}

@@ -57,6 +57,9 @@ type Options struct {
 	// InviteBlocked reports whether a local user does not want an invitation by
 	// this sender; nil blocks none.
 	InviteBlocked func(sender, target matrix.UserID) bool
+	// MayLeave refuses to let a local user out of a room, or to decline an
+	// invitation; nil lets everybody out.
+	MayLeave func(ctx context.Context, user matrix.UserID, room matrix.RoomID) error
 	// ClaimAlias makes alias point to a room that is being created, in the same
 	// transaction.
 	ClaimAlias func(tx *sqldb.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error
