@@ -42,6 +42,7 @@ func (c *Config) check(bad report) {
 	checkPair(bad, "tls_cert", c.TLSCert, "tls_key", c.TLSKey)
 	checkURL(bad, "public_base_url", c.PublicBaseURL)
 	c.Homeserver.check(bad)
+	c.checkContacts(bad)
 	c.AppService.check(bad)
 	if c.Homeserver.Database != "" && c.Homeserver.Database == c.AppService.Database {
 		bad("appservice.database", "it is the homeserver's database", "give the service one of its own, or leave it empty for a file in data_dir")

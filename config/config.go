@@ -47,6 +47,9 @@ type Homeserver struct {
 
 	Federation   Federation   `yaml:"federation" doc:"Talking with other homeservers."`
 	Registration Registration `yaml:"registration" doc:"Who may make an account. People of the company file get theirs without it."`
+	Email        Email        `yaml:"email" doc:"How e-mails are sent: codes and links that prove an address, and unread messages."`
+	SMS          SMS          `yaml:"sms" doc:"How texts to telephones are sent: codes that prove a number."`
+	Contacts     Contacts     `yaml:"contacts" doc:"E-mail addresses and telephone numbers of accounts, with which people log in and reset a lost password."`
 	Passwords    Passwords    `yaml:"passwords" doc:"How passwords are kept. A log-in costs this much memory and time on the server."`
 	RateLimits   RateLimits   `yaml:"rate_limits" doc:"Limits per user, or per address before log-in. Application services are not limited."`
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
@@ -70,10 +73,12 @@ type Federation struct {
 
 // Registration says who may make an account.
 type Registration struct {
-	Enabled      bool   `yaml:"enabled" doc:"Allow people to register with a client. They need a registration token, unless open is set."`
-	Open         bool   `yaml:"open" doc:"Registration asks for nothing (m.login.dummy). Anybody who reaches the server can make accounts."`
-	Guests       bool   `yaml:"guests" doc:"Allow guest accounts."`
-	SharedSecret Secret `yaml:"shared_secret" doc:"Whoever knows it may create accounts, also administrators, with /_synapse/admin/v1/register. Empty: that endpoint is off."`
+	Enabled      bool     `yaml:"enabled" doc:"Allow people to register with a client. They need a registration token, unless open is set."`
+	Open         bool     `yaml:"open" doc:"Registration asks for nothing (m.login.dummy). Anybody who reaches the server can make accounts."`
+	Guests       bool     `yaml:"guests" doc:"Allow guest accounts."`
+	Flows        []string `yaml:"flows" doc:"What registration asks for, in the place of open or a token: each entry is one way, a list of token, email, phone, terms and nothing, such as \"token email\". CAPTCHAs of other companies are not among them: they tell those who registers here, and cannot be reached from everywhere."`
+	Policies     Policies `yaml:"policies" doc:"Documents that people have to accept when they register. Empty: none."`
+	SharedSecret Secret   `yaml:"shared_secret" doc:"Whoever knows it may create accounts, also administrators, with /_synapse/admin/v1/register. Empty: that endpoint is off."`
 }
 
 // Passwords is the price of an argon2id password hash.

@@ -259,3 +259,38 @@ func TestMediaSettings(t *testing.T) {
 		}
 	}
 }
+
+func TestContactsAreChecked(t *testing.T) {
+	base := "server_name: example.org\ndata_dir: ./data\nlisten: 127.0.0.1:8008\n"
+	_, err := config.Read(strings.NewReader(base + `
+homeserver:
+  email: {host: mail.example.org, from: nobody, security: maybe, user: u, notify_after: 1s}
+  sms: {webhook_url: "https://sms.example.org/"}
+  registration: {enabled: true, flows: ["token phone", "email email", "captcha", "terms"]}
+  contacts: {phone_prefixes: ["86"], messages_per_address: 0, language: fr, identity_servers: ["https://x"]}
+`))
+	if err == nil {
+		t.Fatal("all is accepted")
+	}
+	for _, want := range []string{
+		"homeserver.email.from", "homeserver.email.security", "homeserver.email.password", "notify_after", "public_base_url", "homeserver.sms",
+		`"captcha"`, `"email" cannot`, "no policies", "phone_prefixes", "messages_per_address", "contacts.language", "identity_servers",
+	} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no word of %s in\n%v", want, err)
+		}
+	}
+	c, err := config.Read(strings.NewReader(base + `
+public_base_url: https://chat.example.org
+homeserver:
+  email: {host: mail.example.org, from: "示例 <noreply@example.org>", user: u, password: p}
+  sms: {webhook_url: "http://127.0.0.1:9/", webhook_secret: s}
+  registration: {enabled: true, flows: ["token email terms", "phone nothing"], policies: {version: "2", terms_zh: "https://example.org/terms"}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := c.RegistrationFlows(); len(got) != 2 || got[0][1] != "m.login.email.identity" || got[1][1] != "m.login.dummy" {
+		t.Error(got)
+	}
+}

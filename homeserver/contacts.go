@@ -2,6 +2,7 @@ package homeserver
 
 import (
 	"context"
+	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
@@ -28,6 +29,9 @@ type Contacts struct {
 	NextHosts  []string
 	PerAddress float64
 	PerClient  float64
+
+	Notify                   bool          // unread messages are told by e-mail to who wants that
+	NotifyAfter, NotifyEvery time.Duration // as in push.Email
 
 	NoIdentity      bool     // identity servers are not used
 	IdentityServers []string // the only ones to use; empty: those that clients name

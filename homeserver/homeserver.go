@@ -236,7 +236,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	acc, err := accounts.New(ctx, db, dev, accounts.Options{
 		ServerName: o.ServerName, Registration: o.Registration, Passwords: o.Passwords, MinPassword: o.MinPassword,
-		NoPasswords: o.SignIn.NoPasswords, LoginAttempts: o.LoginAttempts, ApplicationServices: o.ApplicationServices, Admins: o.Admins, Now: o.Now,
+		NoPasswords: o.SignIn.NoPasswords, LoginAttempts: o.LoginAttempts, ApplicationServices: o.ApplicationServices, Admins: o.Admins, Language: o.Contacts.Language, Now: o.Now,
 	})
 	if err != nil {
 		return err
@@ -491,7 +491,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"contacts", contacts.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"receipts", rec.Run},
 		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"previews", pages.Run}, run{"moderation", mod.Run})
-	return nil
+	return acc.CheckStages()
 }
 
 // Handler serves clients, and other servers where they have no listener of

@@ -164,6 +164,9 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 	for _, a := range h.Admins {
 		opts.Admins = append(opts.Admins, matrix.UserID(a))
 	}
+	if err := setContacts(&opts, cfg); err != nil {
+		return opts, err
+	}
 	var err error
 	if h.Federation.CAFile != "" {
 		if opts.Federation.ExtraCAs, err = os.ReadFile(h.Federation.CAFile); err != nil {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha1" //nolint:gosec // the algorithm of the shared-secret protocol
 	"crypto/subtle"
 	"encoding/hex"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -89,9 +90,21 @@ func (a *Accounts) registrationFlows() []Flow {
 	return flows
 }
 
-// byToken says whether people register by token.
-func (a *Accounts) byToken() bool {
-	return slices.ContainsFunc(a.registrationFlows(), func(f Flow) bool { return slices.Contains(f, StageToken) })
+// Registers says whether a stage is part of a flow by which people can register.
+func (a *Accounts) Registers(stage string) bool {
+	return slices.ContainsFunc(a.registrationFlows(), func(f Flow) bool { return slices.Contains(f, stage) })
+}
+
+// CheckStages says which stage of the registration's flows nobody has made known. Call it when all is built.
+func (a *Accounts) CheckStages() error {
+	for _, f := range a.registrationFlows() {
+		for _, stage := range f {
+			if a.uia.Stage(stage) == nil {
+				return fmt.Errorf("registration asks for %s, which this server is not set up for", stage)
+			}
+		}
+	}
+	return nil
 }
 
 // registerByService makes a user of an application service: one write, no password hash to compute.
@@ -188,7 +201,7 @@ func (a *Accounts) available(c *httpapi.Call) (any, error) {
 }
 
 func (a *Accounts) tokenValidity(c *httpapi.Call) (any, error) {
-	if !a.byToken() {
+	if !a.Registers(StageToken) {
 		return nil, matrix.Forbidden("registration by token is not open on this server")
 	}
 	if !c.Values().Has("token") {
