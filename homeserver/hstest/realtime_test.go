@@ -173,3 +173,84 @@ func joinVia(t *testing.T, u *hstest.User, room id.RoomID, via *hstest.Server) {
 	t.Helper()
 	u.OK("POST", hstest.Path("join", string(room))+"?via="+string(via.Name), map[string]string{})
 }
+
+// Two servers, the second of which judges the events of a room.
+func TestPolicyServer(t *testing.T) {
+	t.Parallel()
+	a, b := hstest.Pair(t, func(o *homeserver.Options) {
+		o.PolicyServer = homeserver.PolicyServer{Enabled: true, DenyTexts: []string{"casino"}}
+	})
+	alice, bob := a.User("alice"), b.User("bob")
+	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "public_chat"})
+	joinVia(t, bob, room, a)
+	keys := b.Do("", "GET", "/.well-known/matrix/policy_server", nil)
+	alice.OK("PUT", hstest.Path("rooms", string(room), "state", "m.room.policy", ""),
+		map[string]any{"via": b.Name, "public_keys": json.RawMessage(keys.Get("public_keys").Raw)})
+	b.Eventually("the second server to know", func() bool {
+		return bob.Do("GET", hstest.Path("rooms", string(room), "state", "m.room.policy", ""), nil).Status == 200
+	})
+	alice.Say(room, "good morning")
+	e := bob.Hears(room, "good morning")
+	bob.Say(room, "good evening") // signed by the same server with both keys
+	alice.Hears(room, "good evening")
+	alice.Refused(400, "M_FORBIDDEN", "PUT", hstest.Path("rooms", string(room), "send", "m.room.message", "x"), map[string]string{"msgtype": "m.text", "body": "Casino"})
+	if e.ID == "" {
+		t.Error("no event")
+	}
+	carol := a.User("carol") // members are judged too, and come in
+	if _, err := carol.JoinRoomByID(t.Context(), room); err != nil {
+		t.Fatal(err)
+	}
+	alice.OK("POST", hstest.Path("rooms", string(room), "invite"), map[string]string{"user_id": string(b.User("dave").UserID)})
+	if _, err := b.User("dave").JoinRoomByID(t.Context(), room); err != nil {
+		t.Fatal(err)
+	}
+	b.User("dave").Say(room, "here I am")
+	carol.Hears(room, "here I am")
+
+	// Where it does not answer, nothing is sent; the room can dismiss it.
+	b.Cut()
+	if r := alice.Do("PUT", hstest.Path("rooms", string(room), "send", "m.room.message", "y"), map[string]string{"msgtype": "m.text", "body": "lost"}); r.Status != 502 {
+		t.Errorf("without its policy server: %d %s", r.Status, r.Body)
+	}
+	alice.OK("PUT", hstest.Path("rooms", string(room), "state", "m.room.policy", ""), map[string]any{})
+	alice.Say(room, "on our own")
+	b.Heal()
+	bob.Hears(room, "on our own")
+}
+
+// A server that does not ask: what it sends is hidden, unless the policy server
+// signs it when it is asked by the receiver.
+func TestEventsWithoutSignatureAreHidden(t *testing.T) {
+	t.Parallel()
+	judge, quiet := hstest.Pair(t, func(o *homeserver.Options) {
+		o.PolicyServer = homeserver.PolicyServer{Enabled: true, DenyTexts: []string{"casino"}}
+	})
+	alice, bob := judge.User("alice"), quiet.User("bob")
+	room := alice.Room(&mautrix.ReqCreateRoom{Preset: "public_chat"})
+	joinVia(t, bob, room, judge)
+	// bob's server does not hear of the policy server in time, and asks nobody.
+	quiet.Cut()
+	keys := judge.Do("", "GET", "/.well-known/matrix/policy_server", nil)
+	alice.OK("PUT", hstest.Path("rooms", string(room), "state", "m.room.policy", ""),
+		map[string]any{"via": judge.Name, "public_keys": json.RawMessage(keys.Get("public_keys").Raw)})
+	spam := bob.Say(room, "come to my casino")
+	bob.Say(room, "sorry")
+	alice.Hears(room, "sorry") // asked for by the receiver, and signed
+	if r := alice.Do("GET", hstest.Path("rooms", string(room), "event", string(spam)), nil); r.Status != 404 {
+		t.Errorf("the event without a signature: %d %s", r.Status, r.Body)
+	}
+	for _, id := range eventIDs(alice.RawSync("", `filter={"room":{"timeline":{"limit":50}}}`).Get(in("join", room) + ".timeline.events")) {
+		if id == string(spam) {
+			t.Error("the event without a signature is shown")
+		}
+	}
+	quiet.Heal()
+	bob.SyncUntil("the policy server's name", func(*mautrix.RespSync) bool {
+		return bob.Do("GET", hstest.Path("rooms", string(room), "state", "m.room.policy", ""), nil).Status == 200
+	})
+	alice.Say(room, "on we go")
+	bob.Hears(room, "on we go")
+	bob.Say(room, "yes")
+	alice.Hears(room, "yes")
+}

@@ -293,7 +293,8 @@ func (r *Rooms) Inspect(ctx context.Context, origin matrix.ServerName, raw json.
 	if ev, err = events.Parse(raw, gomatrixserverlib.RoomVersion(version)); err != nil {
 		return nil, "", err
 	}
-	if origin != r.o.Signer.Server {
+	// An invitation is shown before the server of the invited has signed it.
+	if origin != r.o.Signer.Server && ev.Membership != "invite" {
 		err = r.signed(ctx, ev)
 	}
 	return ev, p.via, err
