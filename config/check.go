@@ -104,6 +104,7 @@ func (h *Homeserver) check(bad report) {
 	h.URLPreviews.check(bad)
 	h.TURN.check(bad)
 	h.Notices.check(bad)
+	checkRange(bad, "homeserver.policy_server.per_minute", int64(h.PolicyServer.PerMinute), 0, 100_000, "events; 60 is much for a person")
 	for _, u := range h.RTC.LiveKit {
 		checkURL(bad, "homeserver.rtc.livekit", u)
 	}

@@ -56,6 +56,7 @@ type Homeserver struct {
 	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
 	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
 	Notices      Notices      `yaml:"server_notices" doc:"Notices that administrators send to people in the server's own name; each person gets them in a room of his own."`
+	PolicyServer PolicyServer `yaml:"policy_server" doc:"This server as a policy server: rooms that name it show it every event before it is sent, and what it does not sign is shown to nobody. Its key is in data_dir/policy_server.key; clients find it at /.well-known/matrix/policy_server."`
 	RTC          RTC          `yaml:"rtc" doc:"Calls of groups, such as those of Element Call, and the delayed events that they need."`
 }
 
@@ -166,6 +167,15 @@ type Notices struct {
 	RoomTopic   string `yaml:"room_topic" doc:"Topic of the rooms."`
 	RoomAvatar  string `yaml:"room_avatar_url" doc:"Picture of the rooms."`
 	MayLeave    bool   `yaml:"may_leave" default:"true" doc:"People may leave the room once they have joined it; the next notice invites them again. The invitation cannot be rejected in any case."`
+}
+
+// PolicyServer says what this server signs as a policy server.
+type PolicyServer struct {
+	Enabled     bool     `yaml:"enabled" doc:"Sign events of rooms that name this server."`
+	DenyUsers   []string `yaml:"deny_users" doc:"Users of whom nothing is signed; * and ? stand for other characters, such as @spam*:example.org."`
+	DenyServers []string `yaml:"deny_servers" doc:"Servers of whose users nothing is signed; * and ? stand for other characters."`
+	DenyTexts   []string `yaml:"deny_texts" doc:"Texts that messages, names and topics must not hold, in any case of letters. Encrypted messages cannot be looked into."`
+	PerMinute   int      `yaml:"per_minute" doc:"Events that a user may send in a minute in those rooms. 0: any number."`
 }
 
 // RTC is what calls of groups need.
