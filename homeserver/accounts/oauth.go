@@ -57,15 +57,11 @@ func hashFamily(family string) string {
 
 // familyOf is the family of a refresh token, "" if it has none.
 func familyOf(token string) string {
-	rest, ok := strings.CutPrefix(token, refreshPrefix)
-	if !ok {
+	at := len(token) - familyLength - 1
+	if !strings.HasPrefix(token, refreshPrefix) || at != len(refreshPrefix)+tokenLength || token[at] != '_' {
 		return ""
 	}
-	_, family, ok := strings.Cut(rest, "_")
-	if !ok || len(family) != familyLength {
-		return ""
-	}
-	return family
+	return token[at+1:]
 }
 
 // StoreGrant makes the session inside a transaction, which may run twice. A session that the device had ends.

@@ -26,7 +26,7 @@ const (
 	qUserRefresh   = `DELETE FROM refresh_tokens WHERE user_id = $1`
 
 	// Sessions of OAuth clients.
-	qFamily       = `SELECT user_id, device_id FROM refresh_tokens WHERE family = $1 LIMIT 1`
+	qFamily       = `SELECT user_id, device_id FROM refresh_tokens WHERE family = $1 AND family <> '' LIMIT 1`
 	qAccessClient = `SELECT client FROM access_tokens WHERE id = $1`
 	qAccessGrant  = `SELECT user_id, device_id, client FROM access_tokens WHERE token_hash = $1 AND client <> ''`
 	qUserClients  = `SELECT device_id, client FROM refresh_tokens WHERE user_id = $1 AND client <> ''`

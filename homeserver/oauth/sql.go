@@ -6,7 +6,7 @@ const (
 	qInsertClient = `INSERT INTO oauth_clients (client_id, metadata, checked_at) VALUES ($1, $2, $3)
  ON CONFLICT (client_id) DO UPDATE SET checked_at = excluded.checked_at`
 	qUseClient     = `UPDATE oauth_clients SET used = TRUE, checked_at = $2 WHERE client_id = $1`
-	qUnusedClients = `SELECT COUNT(*) FROM oauth_clients WHERE NOT used`
+	qUnusedClients = `SELECT COUNT(*) FROM oauth_clients WHERE NOT used AND checked_at > 0`
 	qDropUnused    = `DELETE FROM oauth_clients WHERE NOT used AND checked_at < $1`
 	qOldClients    = `SELECT client_id FROM oauth_clients WHERE used AND checked_at < $1 ORDER BY checked_at LIMIT 200`
 	qKeepClients   = `UPDATE oauth_clients SET checked_at = $2 WHERE client_id = ANY($1)`
@@ -22,7 +22,7 @@ const (
 
 	qInsertDevice = `INSERT INTO oauth_device_codes (code_hash, user_code, client_id, device_id, scope, expires_at)
  VALUES ($1, $2, $3, $4, $5, $6)`
-	qCountDevices  = `SELECT COUNT(*) FROM oauth_device_codes`
+	qCountDevices  = `SELECT COUNT(*) FROM oauth_device_codes WHERE expires_at > 0`
 	qDevice        = `SELECT client_id, device_id, scope, expires_at, state, user_id, auth_at FROM oauth_device_codes WHERE code_hash = $1`
 	qDeviceByCode  = `SELECT client_id, device_id, scope, expires_at, state, user_id, auth_at FROM oauth_device_codes WHERE user_code = $1`
 	qDecideDevice  = `UPDATE oauth_device_codes SET state = $2, user_id = $3, auth_at = $4 WHERE user_code = $1 AND state = 'pending' AND expires_at > $5`
@@ -41,6 +41,6 @@ const (
 	qUserReset = `DELETE FROM oauth_resets WHERE user_id = $1`
 	qOldResets = `DELETE FROM oauth_resets WHERE expires_at < $1`
 
-	qKey       = `SELECT id, private_key FROM oauth_keys ORDER BY created_at DESC, id LIMIT 1`
-	qInsertKey = `INSERT INTO oauth_keys (id, private_key, created_at) VALUES ($1, $2, $3)`
+	qKey       = `SELECT id, private_key FROM oauth_keys WHERE slot = 1`
+	qInsertKey = `INSERT INTO oauth_keys (slot, id, private_key, created_at) VALUES (1, $1, $2, $3)`
 )

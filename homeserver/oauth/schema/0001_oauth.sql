@@ -5,7 +5,8 @@ CREATE TABLE oauth_clients (
     used       BOOLEAN NOT NULL DEFAULT FALSE,
     checked_at BIGINT NOT NULL
 );
-CREATE INDEX oauth_clients_age ON oauth_clients (used, checked_at);
+CREATE INDEX oauth_clients_unused ON oauth_clients (checked_at) WHERE NOT used;
+CREATE INDEX oauth_clients_used ON oauth_clients (checked_at) WHERE used;
 CREATE TABLE oauth_codes (
     code_hash    BYTEA PRIMARY KEY,
     client_id    TEXT NOT NULL,
@@ -47,8 +48,10 @@ CREATE TABLE oauth_resets (
     user_id    TEXT PRIMARY KEY,
     expires_at BIGINT NOT NULL
 );
+CREATE INDEX oauth_resets_expiry ON oauth_resets (expires_at);
 CREATE TABLE oauth_keys (
-    id          TEXT PRIMARY KEY,
+    slot        BIGINT PRIMARY KEY,
+    id          TEXT NOT NULL,
     private_key TEXT NOT NULL,
     created_at  BIGINT NOT NULL
 );
