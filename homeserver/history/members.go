@@ -223,8 +223,9 @@ func encodeMembers(list []*events.Event) []byte {
 
 func encodeJoined(list []*events.Event) []byte {
 	type member struct {
-		Name   *string `json:"display_name,omitempty"`
-		Avatar *string `json:"avatar_url,omitempty"`
+		// null for none: clients have come to expect the fields.
+		Name   *string `json:"display_name"`
+		Avatar *string `json:"avatar_url"`
 	}
 	joined := make(map[string]member, len(list))
 	for _, e := range list {

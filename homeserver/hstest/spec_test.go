@@ -46,6 +46,11 @@ var quirks = []struct{ why, old, new string }{
 		"getRoomStateWithKey: with format=event the answer is an object and a state event, which oneOf forbids",
 		`{"oneOf":[{"type":"object"},{"$ref":"#/$defs/state_event"}]}`, `{"anyOf":[{"type":"object"},{"$ref":"#/$defs/state_event"}]}`,
 	},
+	{
+		"getJoinedMembersByRoom: Complement and all servers have null where there is no name or picture",
+		`{"type":"object","properties":{"display_name":{"type":"string"},"avatar_url":{"type":"string","format":"uri"}}}},"type":"object"}}}},"403":{}}}`,
+		`{"type":"object","properties":{"display_name":{"type":["string","null"]},"avatar_url":{"type":["string","null"],"format":"uri"}}}},"type":"object"}}}},"403":{}}}`,
+	},
 }
 
 // loadSpec reads testdata/spec; see the NOTICE there.
