@@ -2,6 +2,7 @@ package homeserver
 
 import (
 	"context"
+	"crypto/sha256"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/accounts"
@@ -9,7 +10,9 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/mail"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/pages"
+	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/threepids"
 )
@@ -43,6 +46,24 @@ func (c Contacts) sender() (*mail.Sender, error) {
 		return nil, nil
 	}
 	return mail.New(c.Mail)
+}
+
+// notifier is how people are told of unread messages by e-mail, nil if they are not.
+func (s *Server) notifier(sender *mail.Sender, own *serverkeys.Own, owns func(context.Context, matrix.UserID, string) (bool, error)) *push.Email {
+	o := s.opts.Contacts
+	if sender == nil || !o.Notify {
+		return nil
+	}
+	// Links in e-mails stay good over restarts, so their key comes from the one that the server keeps anyway.
+	key := sha256.Sum256(append([]byte("links in e-mails\x00"), own.Private().Seed()...))
+	company := o.Company
+	if company == "" {
+		company = "Carillon"
+	}
+	return &push.Email{
+		Send: sender.Send, Owns: owns, PublicURL: s.opts.PublicURL, Key: key[:], Company: company, Signature: o.Signature,
+		After: o.NotifyAfter, Every: o.NotifyEvery,
+	}
 }
 
 // contacts builds the keeper of addresses, and connects it with those who ask it.

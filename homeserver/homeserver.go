@@ -56,6 +56,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 	"github.com/carillon-chat/carillon/homeserver/subscriptions"
+	"github.com/carillon-chat/carillon/homeserver/threepids"
 	"github.com/carillon-chat/carillon/homeserver/typing"
 )
 
@@ -350,8 +351,13 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var contacts *threepids.Threepids
+	ownsAddress := func(ctx context.Context, u matrix.UserID, address string) (bool, error) {
+		return contacts.Owns(ctx, u, threepids.Email, address)
+	}
 	notify, err := push.New(ctx, db, l, store, s.hub, places, rec, push.Options{
-		AllowInsecure: o.InsecurePush, Data: data, Threads: followed, ThreadRules: o.ThreadRules, LegacyMentions: o.LegacyMentions, Now: o.Now,
+		AllowInsecure: o.InsecurePush, Data: data, InviteHidden: inviteHidden, Threads: followed, ThreadRules: o.ThreadRules, LegacyMentions: o.LegacyMentions,
+		Email: s.notifier(sender, own, ownsAddress), Now: o.Now,
 	})
 	if err != nil {
 		return err
@@ -442,7 +448,12 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	contacts, err := s.contacts(ctx, db, acc, r, sender, nil)
+	contacts, err = s.contacts(ctx, db, acc, r, sender, func(ctx context.Context, u matrix.UserID, medium, address string) error {
+		if medium != threepids.Email {
+			return nil
+		}
+		return notify.DropEmail(ctx, u, address)
+	})
 	if err != nil {
 		return err
 	}

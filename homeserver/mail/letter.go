@@ -12,6 +12,7 @@ type Letter struct {
 	Title string
 	Parts []Part
 	Small []string // at the end: who has sent it and why
+	Leave Line     // how to get no more of them: what the link says, and the link; empty: nothing
 }
 
 // Part is a paragraph, a code to type in, a link that is a button, or a list of lines.
@@ -36,7 +37,8 @@ var letter = template.Must(template.New("letter").Parse(`<!DOCTYPE html>
 {{end}}{{range .Lines}}<p style="margin:4px 0"><b>{{.Who}}</b> {{if .Link}}<a href="{{.Link}}" style="color:#1d2129">{{.What}}</a>{{else}}{{.What}}{{end}}</p>
 {{end}}{{else}}<p>{{.Text}}</p>
 {{end}}{{end}}{{range .Small}}<p style="font-size:12px;color:#6b7280;margin:16px 0 0">{{.}}</p>
-{{end}}</div></body></html>
+{{end}}{{with .Leave}}{{if .Link}}<p style="font-size:12px;margin:16px 0 0"><a href="{{.Link}}" style="color:#6b7280">{{.What}}</a></p>
+{{end}}{{end}}</div></body></html>
 `))
 
 // HTML is the letter as a page.
@@ -68,8 +70,14 @@ func (l Letter) Plain() string {
 			b.WriteString(p.Text + "\n\n")
 		}
 	}
-	if len(l.Small) > 0 {
-		b.WriteString("-- \n" + strings.Join(l.Small, "\n") + "\n")
+	if len(l.Small) > 0 || l.Leave.Link != "" {
+		b.WriteString("-- \n")
+	}
+	for _, s := range l.Small {
+		b.WriteString(s + "\n")
+	}
+	if l.Leave.Link != "" {
+		b.WriteString(l.Leave.What + ": " + l.Leave.Link + "\n")
 	}
 	return b.String()
 }

@@ -38,6 +38,9 @@ func (p *Push) Run(ctx context.Context) error {
 	if err := p.startPosition(ctx); err != nil {
 		return err
 	}
+	if p.opts.Email != nil {
+		d.wg.Go(func() { p.runMail(ctx) })
+	}
 	tick := time.NewTicker(savePosition)
 	defer tick.Stop()
 	pause := firstPause
@@ -156,7 +159,7 @@ func (p *Push) read(ctx context.Context) error {
 // badge lets the phones of a user who has read show the new number.
 func (p *Push) badge(c stream.Change) {
 	for _, s := range p.sendersOf(c.User) {
-		if c.Pos > p.dispatch.began {
+		if c.Pos > p.dispatch.began && s.pusher.Kind != "email" {
 			s.enqueue(job{pos: c.Pos, since: p.opts.Now()}, p.dispatch.wg.Go)
 		}
 	}
@@ -190,7 +193,7 @@ func (p *Push) event(ctx context.Context, c stream.Change) error {
 	subject, room := subjectOf(e), p.roomNow(ctx, e.Room, t)
 	var about *about
 	for _, user := range users {
-		if p.ignored(user).Has(e.Sender) {
+		if p.ignored(user).Has(e.Sender) || p.hides(e, user) {
 			continue
 		}
 		set := p.defaults
@@ -207,6 +210,10 @@ func (p *Push) event(ctx context.Context, c stream.Change) error {
 			}
 		}
 		for _, s := range p.sendersOf(user) {
+			if s.pusher.Kind == "email" {
+				p.noteMail(ctx, s, c.Pos)
+				continue
+			}
 			if c.Pos > p.dispatch.began || s.isFailing() && c.Pos > s.pusher.LastPos {
 				s.enqueue(job{pos: c.Pos, event: e, result: res, about: about, since: p.opts.Now()}, p.dispatch.wg.Go)
 			}

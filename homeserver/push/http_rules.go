@@ -28,7 +28,7 @@ func (p *Push) Routes() []httpapi.Route {
 	put := func(path string, h httpapi.Handler) httpapi.Route {
 		return httpapi.Route{Method: http.MethodPut, Path: path, Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, Handler: h}
 	}
-	return []httpapi.Route{
+	return append(p.leaveRoutes(), []httpapi.Route{
 		get(rules, p.getAll),
 		get(rules+"global/", p.getGlobal),
 		get(rules+"global/{kind}/", p.getKind),
@@ -45,7 +45,7 @@ func (p *Push) Routes() []httpapi.Route {
 			RateLimit: true, AllowSuspended: true, Handler: p.setPusher,
 		},
 		get("/_matrix/client/v3/notifications", p.getNotifications),
-	}
+	}...)
 }
 
 func (p *Push) getAll(c *httpapi.Call) (any, error) {

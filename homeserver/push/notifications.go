@@ -69,6 +69,10 @@ type lister struct {
 	limit     int
 	rooms     map[matrix.RoomID]*listedRoom
 	out       []notification
+
+	most   int             // events looked at, 0 for mostLookedAt
+	unread []*events.Event // when not nil, unread events after a position are collected instead
+	after  stream.Pos
 }
 
 type listedRoom struct {
@@ -89,7 +93,11 @@ func (l *lister) list(ctx context.Context, from stream.Pos) (stream.Pos, error) 
 		return 0, nil
 	}
 	set := p.Ruleset(l.user)
-	for looked := 0; looked < mostLookedAt; looked += notificationPage {
+	most := l.most
+	if most == 0 {
+		most = mostLookedAt
+	}
+	for looked := 0; looked < most; looked += notificationPage {
 		var page []*events.Event
 		err := p.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 			page, err = sqldb.Select(tx, events.Scan, qNotable, int64(from), ids, string(l.user), notificationPage)
@@ -106,7 +114,7 @@ func (l *lister) list(ctx context.Context, from stream.Pos) (stream.Pos, error) 
 			if err := l.event(ctx, set, e); err != nil {
 				return 0, err
 			}
-			if len(l.out) == l.limit {
+			if len(l.out)+len(l.unread) == l.limit {
 				return from, nil
 			}
 		}
@@ -130,8 +138,15 @@ func (l *lister) event(ctx context.Context, set *Ruleset, e *events.Event) error
 		return nil
 	}
 	lim := limits{base: r.mark.Unthreaded, mark: r.mark}
+	read := e.Pos <= lim.line(l.p.root(e))
+	if l.unread != nil {
+		if !read && e.Pos > l.after {
+			l.unread = append(l.unread, e)
+		}
+		return nil
+	}
 	l.out = append(l.out, notification{
-		Actions: res.Actions, Room: e.Room, TS: e.TS, Read: e.Pos <= lim.line(l.p.root(e)),
+		Actions: res.Actions, Room: e.Room, TS: e.TS, Read: read,
 		Event: e.AppendClient(nil, events.ClientFormat{User: l.user, NoRoomID: true, Now: l.p.opts.Now()}),
 	})
 	return nil

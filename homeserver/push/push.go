@@ -42,6 +42,9 @@ type Options struct {
 	AllowInsecure bool         // accept gateways with http: URLs
 	// Data knows whom users ignore: their events do not notify. May be nil.
 	Data *accountdata.Data
+	// InviteHidden reports whether a user is not to hear of invitations by a sender.
+	// May be nil.
+	InviteHidden func(sender, user matrix.UserID) bool
 	// Threads knows who follows which thread. May be nil.
 	Threads *subscriptions.Subscriptions
 	// ThreadRules adds the predefined rules by which a thread notifies those who
@@ -54,7 +57,9 @@ type Options struct {
 	//
 	// Spec: removed by MSC4210 in version 1.17
 	LegacyMentions bool
-	Now            matrix.Now
+	// Email sends notifications by e-mail; nil: there are none.
+	Email *Email
+	Now   matrix.Now
 }
 
 // Push is the module.
@@ -79,6 +84,7 @@ type Push struct {
 	defaults *Ruleset // evaluates for everybody without changes
 	pushers  pusherSet
 	dispatch dispatcher
+	mail     mailer
 }
 
 //go:embed schema
@@ -91,6 +97,16 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, store *events.Store, 
 	}
 	if opts.Now == nil {
 		opts.Now = time.Now
+	}
+	if opts.Email != nil {
+		e := *opts.Email
+		if e.After <= 0 {
+			e.After = 10 * time.Minute
+		}
+		if e.Every <= 0 {
+			e.Every = time.Hour
+		}
+		opts.Email = &e
 	}
 	if opts.Client == nil {
 		opts.Client = &http.Client{Timeout: 10 * time.Second}
@@ -109,6 +125,12 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, store *events.Store, 
 	}
 	l.Subscribe(p.hear)
 	return p, nil
+}
+
+// hides reports whether an event is an invitation that the user is not to hear of.
+func (p *Push) hides(e *events.Event, user matrix.UserID) bool {
+	return p.opts.InviteHidden != nil && e.Type == "m.room.member" && e.Membership == "invite" && e.Key() == string(user) &&
+		p.opts.InviteHidden(e.Sender, user)
 }
 
 // ignored are the users whose events do not notify this one.

@@ -19,7 +19,7 @@ import (
 
 const (
 	qPushers = `SELECT id, user_id, app_id, pushkey, pushkey_ts, kind, app_display_name, device_display_name,
-profile_tag, lang, data, device_id, token_id, last_pos, failing_since FROM pushers`
+profile_tag, lang, data, device_id, token_id, last_pos, failing_since, mail_due, mail_sent FROM pushers`
 	qSetPusher = `INSERT INTO pushers (user_id, app_id, pushkey, pushkey_ts, kind, app_display_name, device_display_name,
 profile_tag, lang, data, device_id, token_id, last_pos, failing_since)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, 0)
@@ -60,6 +60,8 @@ type pusher struct {
 	TokenID    int64
 	LastPos    stream.Pos // while failing: everything up to here is delivered
 	Failing    int64      // since when, ms; 0 while all is well
+
+	mailDue, mailSent int64 // as they were read; see mailbox
 }
 
 // pusherSet is all pushers in memory, and their senders.
@@ -85,6 +87,7 @@ func (s *pusherSet) empty() bool {
 func (p *Push) loadPushers(ctx context.Context) error {
 	p.pushers.byUser = make(map[matrix.UserID][]*sender)
 	p.pushers.bell = make(chan struct{}, 1)
+	p.mail.boxes, p.mail.bell = make(map[int64]*mailbox), make(chan struct{}, 1)
 	var list []*pusher
 	err := p.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		list, err = sqldb.Select(tx, scanPusher, qPushers)
@@ -94,7 +97,11 @@ func (p *Push) loadPushers(ctx context.Context) error {
 		return fmt.Errorf("reading pushers: %w", err)
 	}
 	for _, x := range list {
-		p.pushers.byUser[x.User] = append(p.pushers.byUser[x.User], newSender(p, x))
+		s := newSender(p, x)
+		p.pushers.byUser[x.User] = append(p.pushers.byUser[x.User], s)
+		if x.Kind == "email" {
+			p.mail.boxes[x.ID] = &mailbox{s: s, due: x.mailDue, sent: x.mailSent, told: x.LastPos}
+		}
 	}
 	return nil
 }
@@ -103,7 +110,7 @@ func scanPusher(r *sqldb.Rows) (*pusher, error) {
 	x := &pusher{}
 	var data string
 	err := r.Scan(&x.ID, &x.User, &x.AppID, &x.Pushkey, &x.TS, &x.Kind, &x.AppName, &x.DeviceName,
-		&x.Profile, &x.Lang, &data, &x.Device, &x.TokenID, &x.LastPos, &x.Failing)
+		&x.Profile, &x.Lang, &data, &x.Device, &x.TokenID, &x.LastPos, &x.Failing, &x.mailDue, &x.mailSent)
 	x.Data = json.RawMessage(data)
 	return x, err
 }
@@ -154,9 +161,15 @@ func (p *Push) setPusher(c *httpapi.Call) (any, error) {
 	}
 	user := c.Caller.User
 	if string(b.Kind) == "null" {
+		if *b.AppID == mailApp {
+			*b.Pushkey = strings.ToLower(strings.TrimSpace(*b.Pushkey))
+		}
 		return nil, p.dropPusher(c.Ctx(), user, *b.AppID, *b.Pushkey)
 	}
 	x, err := p.checkPusher(&b)
+	if err == nil && x.Kind == "email" {
+		err = p.checkMail(c.Ctx(), user, x)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -192,9 +205,9 @@ func (p *Push) checkPusher(b *setPusherBody) (*pusher, error) {
 		return nil, matrix.InvalidParam("pushkey has 1 to %d bytes", maxPushkey)
 	case len(*b.AppID) == 0 || len(*b.AppID) > maxAppID:
 		return nil, matrix.InvalidParam("app_id has 1 to %d characters", maxAppID)
-	case kind == "email":
+	case kind == "email" && p.opts.Email == nil:
 		return nil, matrix.InvalidParam("this server does not send notifications by e-mail")
-	case kind != "http":
+	case kind != "http" && kind != "email":
 		return nil, matrix.InvalidParam("kind %q is not known", kind)
 	}
 	var data struct {
@@ -204,6 +217,13 @@ func (p *Push) checkPusher(b *setPusherBody) (*pusher, error) {
 	if json.Unmarshal(b.Data, &data) != nil || !strings.HasPrefix(strings.TrimSpace(string(b.Data)), "{") {
 		return nil, matrix.InvalidParam("data must be an object")
 	}
+	x := &pusher{
+		AppID: *b.AppID, Pushkey: *b.Pushkey, TS: matrix.Millis(p.opts.Now()), Kind: kind,
+		AppName: *b.AppName, DeviceName: *b.DeviceName, Profile: b.Profile, Lang: *b.Lang, Data: b.Data,
+	}
+	if kind == "email" {
+		return x, nil
+	}
 	if data.URL == nil {
 		return nil, matrix.MissingParam("data.url is needed")
 	}
@@ -212,10 +232,17 @@ func (p *Push) checkPusher(b *setPusherBody) (*pusher, error) {
 		u.Scheme != "https" && (u.Scheme != "http" || !p.opts.AllowInsecure) {
 		return nil, matrix.InvalidParam("data.url must be an https: URL with the path /_matrix/push/v1/notify")
 	}
-	return &pusher{
-		AppID: *b.AppID, Pushkey: *b.Pushkey, TS: matrix.Millis(p.opts.Now()), Kind: kind,
-		AppName: *b.AppName, DeviceName: *b.DeviceName, Profile: b.Profile, Lang: *b.Lang, Data: b.Data,
-	}, nil
+	return x, nil
+}
+
+// checkMail refuses e-mails to addresses that the user has not proven.
+func (p *Push) checkMail(ctx context.Context, user matrix.UserID, x *pusher) error {
+	x.Pushkey = strings.ToLower(strings.TrimSpace(x.Pushkey))
+	own, err := p.opts.Email.Owns(ctx, user, x.Pushkey)
+	if err == nil && !own {
+		err = matrix.InvalidParam("pushkey must be an e-mail address of your account")
+	}
+	return err
 }
 
 func (p *Push) addPusher(ctx context.Context, x *pusher, keepOthers bool) error {
@@ -246,6 +273,9 @@ func (p *Push) addPusher(ctx context.Context, x *pusher, keepOthers bool) error 
 		return o.AppID == x.AppID && o.Pushkey == x.Pushkey && (o.User == x.User || !keepOthers)
 	})
 	s := newSender(p, x)
+	if x.Kind == "email" {
+		p.addMail(ctx, s)
+	}
 	p.pushers.mu.Lock()
 	p.pushers.byUser[x.User] = append(slices.Clone(p.pushers.byUser[x.User]), s)
 	p.pushers.mu.Unlock()
@@ -305,6 +335,7 @@ func (p *Push) forget(which func(*pusher) bool) {
 		for _, s := range list {
 			if which(s.pusher) {
 				s.stop()
+				p.dropMail(s.pusher.ID)
 			} else {
 				kept = append(kept, s)
 			}
