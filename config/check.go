@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"regexp"
@@ -42,6 +43,9 @@ func (c *Config) check(bad report) {
 	checkPair(bad, "tls_cert", c.TLSCert, "tls_key", c.TLSKey)
 	checkURL(bad, "public_base_url", c.PublicBaseURL)
 	c.Homeserver.check(bad)
+	if len(c.Homeserver.SSO.Providers) > 0 && c.PublicBaseURL == "" {
+		bad("homeserver.sso.providers", "they need the address at which people reach this server", "set public_base_url, such as https://chat.example.org")
+	}
 	c.checkContacts(bad)
 	c.AppService.check(bad)
 	if c.Homeserver.Database != "" && c.Homeserver.Database == c.AppService.Database {
@@ -102,6 +106,10 @@ func (h *Homeserver) check(bad report) {
 	checkRange(bad, "homeserver.media.max_pixels", int64(m.MaxPixels), 1, 1<<30, "pixels; 60000000 is usual")
 	m.check(bad)
 	h.URLPreviews.check(bad)
+	h.SSO.check(bad)
+	if !p.LogIn && len(h.SSO.Providers) == 0 {
+		bad("homeserver.passwords.log_in", "nobody could log in", "add a provider to homeserver.sso.providers first")
+	}
 	h.TURN.check(bad)
 	h.Notices.check(bad)
 	checkRange(bad, "homeserver.policy_server.per_minute", int64(h.PolicyServer.PerMinute), 0, 100_000, "events; 60 is much for a person")
@@ -302,4 +310,45 @@ func checkDSN(bad report, field, dsn string) {
 	if ok && scheme != "postgres" && scheme != "postgresql" && scheme != "file" {
 		bad(field, "a database of the kind "+strconv.Quote(scheme)+" is not supported", "write postgres://user:password@host/database, or a file's path for SQLite")
 	}
+}
+
+var providerID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+func (s *SSO) check(bad report) {
+	seen := map[string]bool{}
+	for i, p := range s.Providers {
+		at := fmt.Sprintf("homeserver.sso.providers[%d].", i)
+		switch {
+		case !providerID.MatchString(p.ID):
+			bad(at+"id", fmt.Sprintf("%q is not possible", p.ID), "write 1 to 64 letters, digits, - and _")
+		case seen[p.ID]:
+			bad(at+"id", fmt.Sprintf("two providers have the id %q", p.ID), "give each its own")
+		}
+		seen[p.ID] = true
+		for key, v := range map[string]string{"name": p.Name, "client_id": p.ClientID, "localpart": p.Localpart} {
+			if v == "" {
+				bad(at+key, "it is missing", "write it; see docs/operations.md")
+			}
+		}
+		u, err := url.Parse(p.Issuer)
+		if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || !onThisMachine(u.Hostname())) {
+			bad(at+"issuer", fmt.Sprintf("%q is not an https address", p.Issuer), "write the issuer as the provider names it, such as https://login.example.org/")
+		}
+		if p.Icon != "" && !strings.HasPrefix(p.Icon, "mxc://") {
+			bad(at+"icon", fmt.Sprintf("%q is not a mxc:// address", p.Icon), "upload the picture with a client and write its mxc:// address")
+		}
+	}
+	for _, c := range s.TrustedClients {
+		if u, err := url.Parse(c); err != nil || u.Scheme == "" {
+			bad("homeserver.sso.trusted_clients", fmt.Sprintf("%q is not an address", c), "write it such as https://chat.example.org/ or com.example.app://")
+		}
+	}
+	if s.CAFile != "" {
+		checkExists(bad, "homeserver.sso.ca_file", s.CAFile)
+	}
+}
+
+func onThisMachine(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
 }

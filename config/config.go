@@ -51,6 +51,8 @@ type Homeserver struct {
 	SMS          SMS          `yaml:"sms" doc:"How texts to telephones are sent: codes that prove a number."`
 	Contacts     Contacts     `yaml:"contacts" doc:"E-mail addresses and telephone numbers of accounts, with which people log in and reset a lost password."`
 	Passwords    Passwords    `yaml:"passwords" doc:"How passwords are kept. A log-in costs this much memory and time on the server."`
+	OAuth        OAuth        `yaml:"oauth" doc:"The OAuth 2.0 API of Matrix: people sign in on a page of this server, and look after their account there, and clients never see a password. Newer clients prefer it; those that know it not go on with passwords."`
+	SSO          SSO          `yaml:"sso" doc:"Signing in through the company's identity provider (OpenID Connect). Needs public_base_url."`
 	RateLimits   RateLimits   `yaml:"rate_limits" doc:"Limits per user, or per address before log-in. Application services are not limited."`
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
 	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
@@ -87,6 +89,35 @@ type Passwords struct {
 	Memory    Size `yaml:"memory" default:"19MiB" doc:"Memory of one argon2id computation."`
 	Time      int  `yaml:"time" default:"2" doc:"Passes of one argon2id computation."`
 	MinLength int  `yaml:"min_length" default:"8" doc:"Shortest password that people may choose."`
+	LogIn     bool `yaml:"log_in" default:"true" doc:"People may log in by password. Off: only through the providers of homeserver.sso."`
+}
+
+// OAuth says whether the OAuth 2.0 API is offered.
+type OAuth struct {
+	Enabled bool `yaml:"enabled" default:"true" doc:"Offer it, once public_base_url is an https address (or http on this machine, for trying it out). Clients find it by themselves."`
+}
+
+// SSO holds the settings of single sign-on.
+type SSO struct {
+	Providers      []Provider `yaml:"providers" doc:"The identity providers. People see a button for each."`
+	TrustedClients []string   `yaml:"trusted_clients" doc:"Beginnings of addresses of clients, such as https://chat.example.org/, that people of the company use: these get in without asking. Before others the person is shown where the client is."`
+	CAFile         string     `yaml:"ca_file" doc:"PEM certificates of authorities that are trusted for the providers besides the system's."`
+}
+
+// Provider is an OpenID Connect provider.
+type Provider struct {
+	ID           string   `yaml:"id" required:"true" example:"company" doc:"Name in addresses and in the database: letters, digits, - and _. Never change it once people use it. The provider has to allow the redirect address PUBLIC_BASE_URL/_carillon/sso/callback/ID."`
+	Name         string   `yaml:"name" required:"true" example:"Example Corp" doc:"What people see on the button."`
+	Issuer       string   `yaml:"issuer" required:"true" example:"https://login.example.org/" doc:"The provider's issuer, exactly as it writes it itself, an end slash included."`
+	ClientID     string   `yaml:"client_id" required:"true" example:"carillon" doc:"What the provider calls this server."`
+	ClientSecret Secret   `yaml:"client_secret" example:"file:/etc/carillon/sso-secret" doc:"What the provider knows this server by. Empty for a public client."`
+	Scopes       []string `yaml:"scopes" default:"profile,email" doc:"What is asked for besides openid."`
+	Localpart    string   `yaml:"localpart" default:"{{.preferred_username}}" doc:"How a person's user name is made of the provider's claims, in the template language of Go: {{.preferred_username}}, or {{before \"@\" .email}} for the part of the address before the @."`
+	DisplayName  string   `yaml:"display_name" default:"{{.name}}" doc:"How a new person's display name is made. Empty: none."`
+	LinkExisting bool     `yaml:"link_existing" doc:"An account that has the user name belongs to the same person, as when accounts are made from the company file. Leave it off where people can choose their user name at the provider: else they could choose that of somebody else. Off: the person proves by the password once that the account is theirs."`
+	Create       bool     `yaml:"create" default:"true" doc:"Make accounts for people who have none when they first sign in."`
+	Brand        string   `yaml:"brand" doc:"Kind of provider, for clients that show its sign."`
+	Icon         string   `yaml:"icon" doc:"Picture for the button, as mxc:// address."`
 }
 
 // RateLimits bounds the requests of one user or address.

@@ -294,3 +294,51 @@ homeserver:
 		t.Error(got)
 	}
 }
+
+func TestProvidersOfSignIn(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("hush\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	base := "server_name: example.org\ndata_dir: d\nlisten: :8008\npublic_base_url: https://chat.example.org\nhomeserver:\n"
+	c, err := config.Read(strings.NewReader(base + `  sso:
+    trusted_clients: [https://chat.example.org/]
+    providers:
+      - id: company
+        name: 集团统一登录
+        issuer: https://login.example.org/
+        client_id: carillon
+        client_secret: file:` + secret + `
+      - {id: other, name: Other, issuer: "https://other.example.org", client_id: c, localpart: "{{before \"@\" .email}}", create: false}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := c.Homeserver.SSO.Providers
+	if len(list) != 2 || list[0].ClientSecret.Value() != "hush" || !list[0].Create || list[0].Localpart != "{{.preferred_username}}" ||
+		list[1].Create || list[1].Localpart != `{{before "@" .email}}` || len(list[1].Scopes) != 2 {
+		t.Errorf("%+v", list)
+	}
+	entry := "  sso: {providers: [{id: a, name: A, issuer: \"https://a.example\", client_id: c"
+	for text, field := range map[string]string{
+		entry + "}, {id: a, name: A, issuer: \"https://a.example\", client_id: c}]}": "homeserver.sso.providers[1].id",
+		entry + ", clientid: d}]}":                                                      "homeserver.sso.providers[0].clientid",
+		entry + ", client_secret: \"env:CARILLON_NO_SUCH\"}]}":                          "homeserver.sso.providers[0].client_secret",
+		entry + ", icon: \"https://x\"}]}":                                              "homeserver.sso.providers[0].icon",
+		"  sso: {providers: [{id: a b, name: A, issuer: \"https://a\", client_id: c}]}": "homeserver.sso.providers[0].id",
+		"  sso: {providers: [{id: a, issuer: \"https://a\", client_id: c}]}":            "homeserver.sso.providers[0].name",
+		"  sso: {providers: [{id: a, name: A, issuer: \"http://a\", client_id: c}]}":    "homeserver.sso.providers[0].issuer",
+		"  sso: {providers: company}":                                                   "homeserver.sso.providers",
+		"  sso: {trusted_clients: [\"no address\"]}":                                    "homeserver.sso.trusted_clients",
+		"  passwords: {log_in: false}":                                                  "homeserver.passwords.log_in",
+	} {
+		_, err := config.Read(strings.NewReader(base + text + "\n"))
+		var problems config.Problems
+		if !errors.As(err, &problems) || problems[0].Field != field {
+			t.Errorf("%s: %v, want a problem of %s", text, err, field)
+		}
+	}
+	if _, err := config.Read(strings.NewReader(strings.Replace(base, "public_base_url: https://chat.example.org\n", "", 1) + entry + "}]}\n")); err == nil {
+		t.Error("providers without a public address are accepted")
+	}
+}

@@ -46,11 +46,33 @@ func (p *printer) section(v reflect.Value, indent string) {
 		case fv.Kind() == reflect.Struct:
 			p.line("%s%s:", indent, f.key)
 			p.section(fv, indent+"  ")
+		case isList(fv.Type()):
+			p.list(fv.Type().Elem(), f.key, indent)
 		case f.required:
 			p.line("%s%s: %s", indent, f.key, f.example)
 		default:
 			p.line("%s#%s: %s", indent, f.key, show(fv))
 		}
+	}
+}
+
+// list shows a list of sections by one entry of it, which stays a comment.
+func (p *printer) list(t reflect.Type, key, indent string) {
+	p.line("%s#%s: []", indent, key)
+	p.line("%s# An entry:", indent)
+	entry := reflect.New(t).Elem()
+	setDefaultsOf(entry)
+	dash := "- "
+	for _, f := range fieldsOf(t) {
+		for _, l := range wrap(f.doc, 80-len(indent)) {
+			p.line("%s#     # %s", indent, l)
+		}
+		value := show(entry.Field(f.index))
+		if f.example != "" {
+			value = f.example
+		}
+		p.line("%s#   %s%s: %s", indent, dash, f.key, value)
+		dash = "  "
 	}
 }
 
@@ -125,7 +147,7 @@ func (p *printer) reference(level int, path, title, doc string, v reflect.Value)
 	head := false
 	for _, f := range fields {
 		fv := v.Field(f.index)
-		if fv.Kind() == reflect.Struct {
+		if fv.Kind() == reflect.Struct || isList(fv.Type()) {
 			continue
 		}
 		if !head {
@@ -148,6 +170,11 @@ func (p *printer) reference(level int, path, title, doc string, v reflect.Value)
 		if fv := v.Field(f.index); fv.Kind() == reflect.Struct {
 			full := join(path, f.key)
 			p.reference(2+strings.Count(full, "."), full, "`"+full+"`", f.doc, fv)
+		} else if isList(fv.Type()) {
+			full := join(path, f.key)
+			entry := reflect.New(fv.Type().Elem()).Elem()
+			setDefaultsOf(entry)
+			p.reference(2+strings.Count(full, "."), full, "`"+full+"`", f.doc, entry)
 		}
 	}
 }

@@ -155,7 +155,36 @@ func (r *reader) section(n ast.Node, v reflect.Value, path string) {
 			r.section(e.Value, fv, full)
 			continue
 		}
+		if isList(fv.Type()) {
+			r.list(e.Value, fv, full)
+			continue
+		}
 		r.value(e.Value, fv, full)
+	}
+}
+
+// isList says whether a setting is a list of sections.
+func isList(t reflect.Type) bool {
+	return t.Kind() == reflect.Slice && t.Elem().Kind() == reflect.Struct
+}
+
+// list reads a list of sections.
+func (r *reader) list(n ast.Node, v reflect.Value, path string) {
+	if n == nil || n.Type() == ast.NullType {
+		return
+	}
+	seq, ok := n.(*ast.SequenceNode)
+	if !ok {
+		r.at(n, path, "a list of sections is needed", `begin each with "- ", indented`)
+		return
+	}
+	for i, item := range seq.Values {
+		entry := reflect.New(v.Type().Elem()).Elem()
+		setDefaultsOf(entry)
+		full := fmt.Sprintf("%s[%d]", path, i)
+		r.lines[full] = item.GetToken().Position.Line
+		r.section(item, entry, full)
+		v.Set(reflect.Append(v, entry))
 	}
 }
 
@@ -266,6 +295,12 @@ func (r *reader) resolve(v reflect.Value, path string) {
 		full := join(path, f.key)
 		if fv.Kind() == reflect.Struct {
 			r.resolve(fv, full)
+			continue
+		}
+		if isList(fv.Type()) {
+			for i := range fv.Len() {
+				r.resolve(fv.Index(i), fmt.Sprintf("%s[%d]", full, i))
+			}
 			continue
 		}
 		if !f.secret || fv.String() == "" {

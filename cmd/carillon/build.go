@@ -20,6 +20,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/notices"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/sso"
 )
 
 // stack is what runs in this process.
@@ -161,6 +162,7 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		opts.RateLimits = httpapi.RateLimits{PerSecond: l.PerSecond, Burst: l.Burst}
 		opts.LoginAttempts = float64(l.LogIns) / 60
 	}
+	signIn(&opts, h)
 	for _, a := range h.Admins {
 		opts.Admins = append(opts.Admins, matrix.UserID(a))
 	}
@@ -168,6 +170,11 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		return opts, err
 	}
 	var err error
+	if h.SSO.CAFile != "" {
+		if opts.SignIn.ExtraCAs, err = os.ReadFile(h.SSO.CAFile); err != nil {
+			return opts, fmt.Errorf("reading homeserver.sso.ca_file: %w", err)
+		}
+	}
 	if h.Federation.CAFile != "" {
 		if opts.Federation.ExtraCAs, err = os.ReadFile(h.Federation.CAFile); err != nil {
 			return opts, fmt.Errorf("reading homeserver.federation.ca_file: %w", err)
@@ -175,6 +182,18 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 	}
 	opts.ApplicationServices, err = applicationServices(h.AppServices, reg)
 	return opts, err
+}
+
+// signIn takes over how people sign in.
+func signIn(opts *homeserver.Options, h *config.Homeserver) {
+	opts.SignIn = homeserver.SignIn{OAuth: h.OAuth.Enabled, NoPasswords: !h.Passwords.LogIn, TrustedClients: h.SSO.TrustedClients}
+	for _, p := range h.SSO.Providers {
+		opts.SignIn.Providers = append(opts.SignIn.Providers, sso.Provider{
+			ID: p.ID, Name: p.Name, Icon: p.Icon, Brand: p.Brand, Issuer: p.Issuer, ClientID: p.ClientID,
+			ClientSecret: p.ClientSecret.Value(), Scopes: p.Scopes, Localpart: p.Localpart, DisplayName: p.DisplayName,
+			LinkExisting: p.LinkExisting, Create: p.Create,
+		})
+	}
 }
 
 // applicationServices are the registered ones, with the enterprise service of this process.
