@@ -19,6 +19,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/carillon-chat/carillon/homeserver/gate"
@@ -38,6 +40,8 @@ const (
 	TypePushRules = "m.push_rules"
 	TypeDirect    = "m.direct"
 	TypeInvites   = "m.invite_permission_config"
+	// TypeInviteLists is the proposal's name for the same with lists of users and servers.
+	TypeInviteLists = "org.matrix.msc4155.invite_permission_config"
 )
 
 // Entry is one value. Content is a JSON object and must not be changed.
@@ -53,9 +57,9 @@ type Data struct {
 	db  *sqldb.DB
 	log *stream.Log
 
-	mu       sync.RWMutex
-	ignored  map[matrix.UserID]Ignored
-	blocking map[matrix.UserID]struct{} // who wants no invitations
+	mu      sync.RWMutex
+	ignored map[matrix.UserID]Ignored
+	invites map[matrix.UserID]map[string]*inviteRules // by the type of account data that holds them
 
 	defining gate.Keyed[matrix.UserID]
 	filters  filterCache
@@ -67,7 +71,7 @@ func New(ctx context.Context, db *sqldb.DB, log *stream.Log) (*Data, error) {
 	if err := db.Migrate(ctx, "accountdata", schema); err != nil {
 		return nil, err
 	}
-	d := &Data{db: db, log: log, ignored: map[matrix.UserID]Ignored{}, blocking: map[matrix.UserID]struct{}{}}
+	d := &Data{db: db, log: log, ignored: map[matrix.UserID]Ignored{}, invites: map[matrix.UserID]map[string]*inviteRules{}}
 	d.filters.init()
 	if err := d.loadKept(ctx); err != nil {
 		return nil, fmt.Errorf("reading ignored users and blocked invitations: %w", err)
@@ -135,7 +139,7 @@ func (d *Data) Get(ctx context.Context, user matrix.UserID, room matrix.RoomID, 
 		return tx.QueryRow(qGet, string(user), string(room), typ).Scan(&content)
 	})
 	switch {
-	case errors.Is(err, sqldb.ErrNoRows):
+	case errors.Is(err, sqldb.ErrNoRows), err == nil && deleted([]byte(content)):
 		return nil, matrix.NotFound("account data not found")
 	case err != nil:
 		return nil, fmt.Errorf("reading account data: %w", err)
@@ -155,19 +159,55 @@ func (d *Data) Since(_ context.Context, tx *sqldb.Tx, user matrix.UserID, from, 
 	return global, rooms, nil
 }
 
-// All returns every value of a user.
+// All returns every value of a user but those that were deleted.
 func (d *Data) All(_ context.Context, tx *sqldb.Tx, user matrix.UserID) (global []Entry, rooms map[matrix.RoomID][]Entry, err error) {
 	entries, err := sqldb.Select(tx, scanEntry, qAll, string(user))
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading account data: %w", err)
 	}
-	global, rooms = split(entries)
+	global, rooms = split(living(entries))
 	return global, rooms, nil
 }
 
 // In returns a user's values of one room.
 func (d *Data) In(tx *sqldb.Tx, user matrix.UserID, room matrix.RoomID) ([]Entry, error) {
-	return sqldb.Select(tx, scanEntry, qIn, string(user), string(room))
+	entries, err := sqldb.Select(tx, scanEntry, qIn, string(user), string(room))
+	return living(entries), err
+}
+
+// deletion is the content of a value that was deleted. It stays, for clients that
+// have yet to hear of that; who writes it himself deletes, too.
+// Spec: MSC3391
+const deletion = "{}"
+
+func deleted(content []byte) bool {
+	return len(content) < 16 && strings.Join(strings.Fields(string(content)), "") == deletion
+}
+
+func living(entries []Entry) []Entry {
+	return slices.DeleteFunc(entries, func(e Entry) bool { return deleted(e.Content) })
+}
+
+// Delete drops a value, if there is one; clients hear of it as an empty object.
+func (d *Data) Delete(ctx context.Context, user matrix.UserID, room matrix.RoomID, typ string) error {
+	return d.Update(ctx, user, room, typ, func(old json.RawMessage) (json.RawMessage, error) {
+		if old == nil || deleted(old) {
+			return nil, nil
+		}
+		return json.RawMessage(deletion), nil
+	})
+}
+
+// DeleteDevice drops what is kept for a device that is gone: whether it makes
+// notifications of its own.
+// Spec: MSC3890
+func (d *Data) DeleteDevice(ctx context.Context, user matrix.UserID, device matrix.DeviceID) error {
+	for _, prefix := range []string{"m.local_notification_settings.", "org.matrix.msc3890.local_notification_settings."} {
+		if err := d.Delete(ctx, user, "", prefix+string(device)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // DeleteUser drops everything of a user whose account is closed.
@@ -180,7 +220,7 @@ func (d *Data) DeleteUser(tx *sqldb.Tx, user matrix.UserID) error {
 	}
 	d.mu.Lock() // should the transaction fail, a closed account ignores nobody: no harm
 	delete(d.ignored, user)
-	delete(d.blocking, user)
+	delete(d.invites, user)
 	d.mu.Unlock()
 	return nil
 }

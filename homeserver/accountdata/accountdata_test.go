@@ -23,6 +23,7 @@ import (
 const (
 	alice = matrix.UserID("@alice:example.org")
 	bob   = matrix.UserID("@bob:example.org")
+	carol = matrix.UserID("@carol:example.org")
 	room  = matrix.RoomID("!room:example.org")
 )
 
@@ -74,10 +75,15 @@ func (s *server) open() {
 	s.stop = func() { cancel(); <-done }
 }
 
+const unstable = "/_matrix/client/unstable"
+
 // call sends a request as user and returns status and body.
 func (s *server) call(user matrix.UserID, method, path, body string) (int, string) {
 	s.t.Helper()
-	a := httpapitest.Call(s.t, method, s.url+"/_matrix/client/v3"+path, string(user), strings.NewReader(body))
+	if !strings.HasPrefix(path, unstable) {
+		path = "/_matrix/client/v3" + path
+	}
+	a := httpapitest.Call(s.t, method, s.url+path, string(user), strings.NewReader(body))
 	return a.Status, string(a.Body)
 }
 
@@ -391,18 +397,87 @@ func TestBlockedInvitations(t *testing.T) {
 		{`{"default_action":"block"}`, true},
 	} {
 		s.want(200, "{}", alice, "PUT", path, c.content)
-		if got := s.data.BlocksInvites(alice); got != c.blocked || s.data.BlocksInvites(bob) {
+		if got := s.data.Invites(carol, alice) == accountdata.Block; got != c.blocked || s.data.Invites(carol, bob) != accountdata.Allow {
 			t.Errorf("%s: %v", c.content, got)
 		}
 	}
 	s.open() // a restart
-	if !s.data.BlocksInvites(alice) {
+	if s.data.Invites(carol, alice) != accountdata.Block {
 		t.Error("forgotten at restart")
 	}
 	if err := s.data.Put(t.Context(), alice, "", accountdata.TypeInvites, json.RawMessage(`{}`)); err != nil {
 		t.Fatal(err)
 	}
-	if s.data.BlocksInvites(alice) {
+	if s.data.Invites(carol, alice) != accountdata.Allow {
 		t.Error("still blocked")
 	}
+}
+
+func TestFilteredInvitations(t *testing.T) {
+	s := start(t)
+	path := userPath(alice) + "/account_data/org.matrix.msc4155.invite_permission_config"
+	for _, c := range []struct {
+		content, sender string
+		want            accountdata.Verdict
+	}{
+		{`{}`, "@x:one.example", accountdata.Allow},
+		{`{"blocked_users":["@x:one.example"]}`, "@x:one.example", accountdata.Block},
+		{`{"blocked_users":["@x:one.example"]}`, "@y:one.example", accountdata.Allow},
+		{`{"blocked_users":["@x:one.example"],"enabled":false}`, "@x:one.example", accountdata.Allow},
+		{`{"ignored_users":["@x?*"]}`, "@xy:one.example", accountdata.Ignore},
+		{`{"ignored_users":["@x?:*"]}`, "@x:one.example", accountdata.Allow},
+		{`{"blocked_servers":["one.example"]}`, "@x:one.example:8448", accountdata.Block},
+		{`{"blocked_servers":["*"],"allowed_servers":["ONE.example"]}`, "@x:one.example", accountdata.Allow},
+		{`{"blocked_servers":["*"],"allowed_servers":["one.example"]}`, "@x:two.example", accountdata.Block},
+		{`{"blocked_servers":["*"],"allowed_servers":["one.example"],"ignored_users":["@x:*"]}`, "@x:one.example", accountdata.Ignore},
+		{`{"blocked_users":["@x:*"],"ignored_users":["@x:*"],"allowed_users":["@x:*"]}`, "@x:one.example", accountdata.Allow},
+		{`{"blocked_servers":["[::1]"]}`, "@x:[::1]:8448", accountdata.Block},
+		{`{"allowed_users":null,"blocked_users":null}`, "@x:one.example", accountdata.Allow},
+		{`{"blocked_users":["@x:one.example"],"blocked_servers":[1]}`, "@x:one.example", accountdata.Allow},
+		{`{"blocked_users":"@x:one.example"}`, "@x:one.example", accountdata.Allow},
+	} {
+		s.want(200, "{}", alice, "PUT", path, c.content)
+		if got := s.data.Invites(matrix.UserID(c.sender), alice); got != c.want {
+			t.Errorf("%s, %s: %d, want %d", c.content, c.sender, got, c.want)
+		}
+	}
+	s.want(200, "{}", alice, "PUT", path, `{"ignored_servers":["*"]}`)
+	s.want(200, "{}", alice, "PUT", userPath(alice)+"/account_data/m.invite_permission_config", `{"default_action":"block"}`)
+	if s.data.Invites(carol, alice) != accountdata.Block {
+		t.Error("the strictest of both does not count")
+	}
+	s.want(200, "{}", alice, "PUT", userPath(alice)+"/account_data/m.invite_permission_config", `{}`)
+	s.open() // a restart
+	if s.data.Invites(carol, alice) != accountdata.Ignore {
+		t.Error("forgotten at restart")
+	}
+}
+
+func TestDeletion(t *testing.T) {
+	s := start(t)
+	const room = "!r:a.example"
+	gone := unstable + "/org.matrix.msc3391/user/" + string(alice)
+	for _, c := range []struct{ path, del string }{
+		{userPath(alice) + "/account_data/x.y", gone + "/account_data/x.y"},
+		{userPath(alice) + "/rooms/" + room + "/account_data/x.y", gone + "/rooms/" + room + "/account_data/x.y"},
+	} {
+		s.want(200, "{}", alice, "DELETE", c.del, "") // there is nothing yet
+		for _, how := range [][2]string{{"DELETE", ""}, {"PUT", "{}"}, {"PUT", " {\n} "}} {
+			s.want(200, "{}", alice, "PUT", c.path, `{"a":1}`)
+			s.want(200, `{"a":1}`, alice, "GET", c.path, "")
+			path := c.path
+			if how[0] == "DELETE" {
+				path = c.del
+			}
+			s.want(200, "{}", alice, how[0], path, how[1])
+			s.want(404, "M_NOT_FOUND", alice, "GET", c.path, "")
+		}
+	}
+	s.want(405, "M_BAD_JSON", alice, "DELETE", gone+"/account_data/m.push_rules", "")
+	s.want(403, "M_FORBIDDEN", bob, "DELETE", gone+"/account_data/x.y", "")
+	s.want(200, "{}", alice, "PUT", userPath(alice)+"/account_data/org.matrix.msc3890.local_notification_settings.DEV", `{"is_silenced":true}`)
+	if err := s.data.DeleteDevice(t.Context(), alice, "DEV"); err != nil {
+		t.Fatal(err)
+	}
+	s.want(404, "M_NOT_FOUND", alice, "GET", userPath(alice)+"/account_data/org.matrix.msc3890.local_notification_settings.DEV", "")
 }

@@ -25,7 +25,10 @@ type Reader func(ctx context.Context, user matrix.UserID) (json.RawMessage, erro
 func (d *Data) Routes(readers map[string]Reader) []httpapi.Route {
 	h := handlers{d, readers}
 	const (
-		user = "/_matrix/client/v3/user/{userId}"
+		v3       = "/_matrix/client/v3"
+		unstable = "/_matrix/client/unstable/org.matrix.msc3391"
+
+		user = v3 + "/user/{userId}"
 		room = user + "/rooms/{roomId}"
 	)
 	return []httpapi.Route{
@@ -33,6 +36,8 @@ func (d *Data) Routes(readers map[string]Reader) []httpapi.Route {
 		{Method: http.MethodGet, Path: user + "/account_data/{type}", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: h.get},
 		{Method: http.MethodPut, Path: room + "/account_data/{type}", Auth: httpapi.AuthUser, MaxBody: maxContent, RateLimit: true, AllowSuspended: true, AllowGuest: true, Handler: h.putRoom},
 		{Method: http.MethodGet, Path: room + "/account_data/{type}", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: h.getRoom},
+		{Method: http.MethodDelete, Path: unstable + user[len(v3):] + "/account_data/{type}", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, AllowGuest: true, Handler: h.delete},
+		{Method: http.MethodDelete, Path: unstable + room[len(v3):] + "/account_data/{type}", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, AllowGuest: true, Handler: h.deleteRoom},
 		{Method: http.MethodGet, Path: room + "/tags", Auth: httpapi.AuthUser, AllowSuspended: true, Handler: h.tags},
 		{Method: http.MethodPut, Path: room + "/tags/{tag}", Auth: httpapi.AuthUser, MaxBody: 64 << 10, RateLimit: true, AllowSuspended: true, Handler: h.putTag},
 		{Method: http.MethodDelete, Path: room + "/tags/{tag}", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, Handler: h.deleteTag},
@@ -118,6 +123,33 @@ func (h handlers) store(c *httpapi.Call, user matrix.UserID, room matrix.RoomID)
 		return nil, err
 	}
 	return nil, h.d.Put(c.Ctx(), user, room, typ, content)
+}
+
+func (h handlers) delete(c *httpapi.Call) (any, error) {
+	user, err := own(c)
+	if err != nil {
+		return nil, err
+	}
+	return h.drop(c, user, "")
+}
+
+func (h handlers) deleteRoom(c *httpapi.Call) (any, error) {
+	user, room, err := ownInRoom(c)
+	if err != nil {
+		return nil, err
+	}
+	return h.drop(c, user, room)
+}
+
+func (h handlers) drop(c *httpapi.Call, user matrix.UserID, room matrix.RoomID) (any, error) {
+	typ, err := typeVar(c)
+	if err != nil {
+		return nil, err
+	}
+	if err := settable(typ); err != nil {
+		return nil, err
+	}
+	return nil, h.d.Delete(c.Ctx(), user, room, typ)
 }
 
 func (h handlers) get(c *httpapi.Call) (any, error) {

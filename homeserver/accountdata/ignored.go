@@ -29,16 +29,6 @@ func (d *Data) Ignored(user matrix.UserID) Ignored {
 	return d.ignored[user]
 }
 
-// BlocksInvites reports, from memory, whether user wants no invitations at all.
-//
-// Spec: client-server-api#invite-permission
-func (d *Data) BlocksInvites(user matrix.UserID) bool {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	_, ok := d.blocking[user]
-	return ok
-}
-
 // loadKept reads what is held in memory.
 func (d *Data) loadKept(ctx context.Context) error {
 	type row struct {
@@ -64,18 +54,8 @@ func (d *Data) keep(user matrix.UserID, typ string, content json.RawMessage) {
 	switch typ {
 	case TypeIgnored:
 		d.setIgnored(user, content)
-	case TypeInvites:
-		var c struct {
-			Action string `json:"default_action"`
-		}
-		blocks := json.Unmarshal(content, &c) == nil && c.Action == "block"
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if blocks {
-			d.blocking[user] = struct{}{}
-		} else {
-			delete(d.blocking, user)
-		}
+	case TypeInvites, TypeInviteLists:
+		d.setInvites(user, typ, content)
 	}
 }
 

@@ -8,7 +8,7 @@ const (
 	qIn  = `SELECT room_id, type, content, pos FROM account_data WHERE user_id = $1 AND room_id = $2`
 	// qSince has no upper bound by row: a later value replaces the row, and then the later range delivers it.
 	qSince    = `SELECT room_id, type, content, pos FROM account_data WHERE user_id = $1 AND pos > $2 AND pos <= $3 ORDER BY pos`
-	qKept     = `SELECT user_id, type, content FROM account_data WHERE type IN ('m.ignored_user_list', 'm.invite_permission_config') AND room_id = ''`
+	qKept     = `SELECT user_id, type, content FROM account_data WHERE type IN ('m.ignored_user_list', 'm.invite_permission_config', 'org.matrix.msc4155.invite_permission_config') AND room_id = ''`
 	qDelete   = `DELETE FROM account_data WHERE user_id = $1`
 	qForget   = `DELETE FROM account_data WHERE user_id = $1 AND room_id = $2`
 	qFilter   = `SELECT definition FROM filters WHERE user_id = $1 AND filter_id = $2`

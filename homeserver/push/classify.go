@@ -51,9 +51,9 @@ func classify(e *events.Event, mayNotifyRoom func(sender matrix.UserID) bool) (v
 	switch typ := strings.ToLower(e.Type); {
 	case typ == "m.room.tombstone" && isEmpty:
 		v.notify, v.highlight = true, true
-	case typ == "m.reaction", typ == "m.room.server_acl" && isEmpty:
+	case typ == "m.reaction", typ == "m.room.server_acl" && isEmpty, typ == pollResponse:
 	case content.Get(`m\.relates_to.rel_type`).Str == "m.replace":
-	case typ == "m.call.invite", typ == "m.room.message", typ == "m.room.encrypted":
+	case typ == "m.call.invite", typ == "m.room.message", typ == "m.room.encrypted", typ == pollStart, typ == pollEnd:
 		v.notify = true
 	default:
 		v.quiet = true

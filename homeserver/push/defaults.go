@@ -7,6 +7,14 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
+// Events of polls, in the names that clients use until they are part of the
+// specification. Spec: MSC3381, MSC3930
+const (
+	pollStart    = "org.matrix.msc3381.poll.start"
+	pollResponse = "org.matrix.msc3381.poll.response"
+	pollEnd      = "org.matrix.msc3381.poll.end"
+)
+
 // defaultRules are the predefined rules for a user, most important first.
 //
 // Spec: client-server-api#predefined-rules
@@ -39,6 +47,7 @@ func (p *Push) defaultRules(user matrix.UserID) map[Kind][]Rule {
 			rule(".m.rule.tombstone", do(notify, highlight), match("type", "m.room.tombstone"), match("state_key", "")),
 			rule(".m.rule.reaction", nil, match("type", "m.reaction")),
 			rule(".m.rule.room.server_acl", nil, match("type", "m.room.server_acl"), match("state_key", "")),
+			rule(".org.matrix.msc3930.rule.poll_response", nil, match("type", pollResponse)),
 			rule(".m.rule.suppress_edits", nil, property("event_property_is", `content.m\.relates_to.rel_type`, "m.replace")),
 		},
 		Content:  {},
@@ -50,6 +59,10 @@ func (p *Push) defaultRules(user matrix.UserID) map[Kind][]Rule {
 			rule(".m.rule.room_one_to_one", do(notify, sound), members("2"), match("type", "m.room.message")),
 			rule(".m.rule.message", do(notify), match("type", "m.room.message")),
 			rule(".m.rule.encrypted", do(notify), match("type", "m.room.encrypted")),
+			rule(".org.matrix.msc3930.rule.poll_start_one_to_one", do(notify, sound), members("2"), match("type", pollStart)),
+			rule(".org.matrix.msc3930.rule.poll_start", do(notify), match("type", pollStart)),
+			rule(".org.matrix.msc3930.rule.poll_end_one_to_one", do(notify, sound), members("2"), match("type", pollEnd)),
+			rule(".org.matrix.msc3930.rule.poll_end", do(notify), match("type", pollEnd)),
 		},
 	}
 	if p.opts.ThreadRules {
