@@ -15,6 +15,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
 )
 
 const (
@@ -120,14 +121,13 @@ func (f *Federation) receivePDUs(ctx context.Context, origin matrix.ServerName, 
 		slots <- struct{}{}
 		go func() {
 			defer func() { <-slots; wg.Done() }()
-			for _, raw := range byRoom[room] {
-				id, err := f.receivePDU(ctx, origin, room, raw)
-				if id == "" {
-					log.WithError(err).WithField("origin", origin).Debug("an event of another server has no ID")
+			for _, e := range f.receiveRoom(ctx, origin, room, byRoom[room]) {
+				if e.ID == "" {
+					log.WithError(e.Err).WithField("origin", origin).Debug("an event of another server has no ID")
 					continue
 				}
 				mu.Lock()
-				results[id] = pduResult{reason(err)}
+				results[e.ID] = pduResult{reason(e.Err)}
 				mu.Unlock()
 			}
 		}()
@@ -136,19 +136,29 @@ func (f *Federation) receivePDUs(ctx context.Context, origin matrix.ServerName, 
 	return results
 }
 
-// receivePDU takes one event in; the ID is empty if the event is so malformed that it has none.
-func (f *Federation) receivePDU(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raw json.RawMessage) (id matrix.EventID, err error) {
+// receiveRoom takes the events of one room in. Should one of them make it fail, each is tried by itself.
+func (f *Federation) receiveRoom(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, pdus []json.RawMessage) (list []rooms.Received) {
 	defer func() {
-		if p := recover(); p != nil {
-			log.WithFields(log.Fields{"origin": origin, "room_id": room, "panic": p}).Errorf("taking an event in failed\n%s", debug.Stack())
-			err = errors.New("internal error")
+		p := recover()
+		if p == nil {
+			return
+		}
+		log.WithFields(log.Fields{"origin": origin, "room_id": room, "panic": p}).Errorf("taking events in failed\n%s", debug.Stack())
+		if list = nil; len(pdus) == 1 {
+			list = []rooms.Received{{Err: errors.New("internal error")}}
+			return
+		}
+		for _, raw := range pdus {
+			list = append(list, f.receiveRoom(ctx, origin, room, []json.RawMessage{raw})...)
 		}
 	}()
-	id, err = f.parts.Rooms.Receive(ctx, origin, raw)
-	if err != nil {
-		log.WithError(err).WithFields(log.Fields{"origin": origin, "room_id": room, "event_id": id}).Debug("an event of another server was refused")
+	list = f.parts.Rooms.ReceiveMany(ctx, origin, room, pdus)
+	for _, e := range list {
+		if e.Err != nil {
+			log.WithError(e.Err).WithFields(log.Fields{"origin": origin, "room_id": room, "event_id": e.ID}).Debug("an event of another server was refused")
+		}
 	}
-	return id, err
+	return list
 }
 
 // reason is what the sender is told of a failure.
