@@ -209,8 +209,16 @@ func (s *idServer) onBind(address, user string) {
 	hs := s.tell[id.UserID(user).Homeserver()]
 	body, _ := json.Marshal(s.told(address, user))
 	s.mu.Unlock()
-	if hs != nil {
-		hs.Do("", "PUT", "/_matrix/federation/v1/3pid/onbind", body)
+	if hs == nil {
+		return
+	}
+	req, err := http.NewRequest("PUT", hs.URL+"/_matrix/federation/v1/3pid/onbind", bytes.NewReader(body))
+	if err != nil {
+		s.t.Error(err)
+		return
+	}
+	if resp, err := http.DefaultClient.Do(req); err == nil { // else the test is over
+		resp.Body.Close()
 	}
 }
 
@@ -308,7 +316,12 @@ func TestInvitationsByAddressAcrossServers(t *testing.T) {
 	ids.prove("sid", "secret", "bob@mail.example")
 	bob.OK("POST", hstest.Path("account", "3pid", "bind"), obj{"id_server": ids.name, "id_access_token": idToken, "sid": "sid", "client_secret": "secret"})
 	invitedTo(bob, room)
-	member := alice.OK("GET", hstest.Path("rooms", string(room), "state", "m.room.member", string(bob.UserID)), nil)
+	var member gjson.Result // bob's server has it first
+	a.Eventually("bob's membership", func() bool {
+		got := alice.Do("GET", hstest.Path("rooms", string(room), "state", "m.room.member", string(bob.UserID)), nil)
+		member = gjson.ParseBytes(got.Body)
+		return got.Status == 200
+	})
 	if member.Get("membership").Str != "invite" || member.Get("third_party_invite.signed.mxid").Str != string(bob.UserID) || member.Get("third_party_invite.display_name").Str != "b...@m..." {
 		t.Error(member)
 	}
