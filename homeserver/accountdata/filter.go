@@ -2,6 +2,7 @@ package accountdata
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -50,6 +51,7 @@ type EventFilter struct {
 	senders, notSends set[matrix.UserID]
 	rooms, notRooms   set[matrix.RoomID]
 	containsURL       *bool
+	rels, notRels     set[string] // relation types
 }
 
 // maxFilterList is the number of entries that a list of a filter may have.
@@ -67,6 +69,12 @@ type eventFilterJSON struct {
 	Lazy       bool      `json:"lazy_load_members"`
 	Redundant  bool      `json:"include_redundant_members"`
 	Threads    bool      `json:"unread_thread_notifications"`
+
+	// MSC3874: kinds of relations.
+	Rels     *[]string `json:"org.matrix.msc3874.rel_types"`
+	NotRels  *[]string `json:"org.matrix.msc3874.not_rel_types"`
+	Rels2    *[]string `json:"rel_types"`
+	NotRels2 *[]string `json:"not_rel_types"`
 }
 
 type filterJSON struct {
@@ -171,6 +179,7 @@ func (b *builder) events(j *eventFilterJSON) *EventFilter {
 		senders: b.users(j.Senders), notSends: b.users(j.NotSenders),
 		rooms: b.rooms(j.Rooms), notRooms: b.rooms(j.NotRooms),
 		containsURL: j.URL,
+		rels:        b.words(cmp.Or(j.Rels2, j.Rels)), notRels: b.words(cmp.Or(j.NotRels2, j.NotRels)),
 	}
 	f.limit = -1
 	if j.Limit != nil {
@@ -205,6 +214,17 @@ func (b *builder) users(list *[]string) set[matrix.UserID] {
 			return nil
 		}
 		s[u] = struct{}{}
+	}
+	return s
+}
+
+func (b *builder) words(list *[]string) set[string] {
+	if list == nil || b.tooLong(*list) {
+		return nil
+	}
+	s := make(set[string], len(*list))
+	for _, v := range *list {
+		s[v] = struct{}{}
 	}
 	return s
 }

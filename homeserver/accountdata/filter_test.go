@@ -59,6 +59,12 @@ func TestEventFilter(t *testing.T) {
 		{`{"contains_url":true}`, "m.x", "@a:b", "!r:b", `{}`, false},
 		{`{"contains_url":false}`, "m.x", "@a:b", "!r:b", `{"url":"mxc://b/c"}`, false},
 		{`{"contains_url":false}`, "m.x", "@a:b", "!r:b", `{"info":{"url":1}}`, true},
+		{`{"org.matrix.msc3874.rel_types":["m.thread"]}`, "m.x", "@a:b", "!r:b", `{"m.relates_to":{"rel_type":"m.thread"}}`, true},
+		{`{"rel_types":["m.thread"]}`, "m.x", "@a:b", "!r:b", `{"m.relates_to":{"rel_type":"m.reference"}}`, false},
+		{`{"rel_types":["m.thread"]}`, "m.x", "@a:b", "!r:b", `{}`, false},
+		{`{"rel_types":[]}`, "m.x", "@a:b", "!r:b", `{"m.relates_to":{"rel_type":"m.thread"}}`, false},
+		{`{"org.matrix.msc3874.not_rel_types":["m.thread"]}`, "m.x", "@a:b", "!r:b", `{"m.relates_to":{"rel_type":"m.thread"}}`, false},
+		{`{"not_rel_types":["m.thread"]}`, "m.x", "@a:b", "!r:b", `{"m.relates_to":7}`, true},
 	}
 	for _, tt := range tests {
 		f, err := accountdata.ParseEventFilter([]byte(tt.filter))

@@ -9,7 +9,7 @@ import (
 )
 
 // Match reports whether events of this type and sender are wanted. Lists of rooms and contains_url have checks of
-// their own, MatchRoom and MatchURL; MatchEvent makes all of them.
+// their own, MatchRoom and MatchContent; MatchEvent makes all of them.
 func (f *EventFilter) Match(typ string, sender matrix.UserID) bool {
 	return f == nil || f.MatchType(typ) && allows(f.senders, f.notSends, sender)
 }
@@ -35,33 +35,41 @@ func (f *EventFilter) MatchRoom(room matrix.RoomID) bool {
 	return f == nil || allows(f.rooms, f.notRooms, room)
 }
 
-// MatchURL applies contains_url to the content of an event.
-func (f *EventFilter) MatchURL(content []byte) bool {
-	if f == nil || f.containsURL == nil {
+// MatchContent applies contains_url, and the lists of relation types, to the content of an event. One without a
+// relation is in no list.
+//
+// Spec: MSC3874
+func (f *EventFilter) MatchContent(content []byte) bool {
+	if !f.NeedsContent() {
 		return true
 	}
-	return gjson.GetBytes(content, "url").Exists() == *f.containsURL
+	if f.containsURL != nil && gjson.GetBytes(content, "url").Exists() != *f.containsURL {
+		return false
+	}
+	return f.rels == nil && len(f.notRels) == 0 || allows(f.rels, f.notRels, gjson.GetBytes(content, `m\.relates_to.rel_type`).Str)
 }
 
-// NeedsContent reports whether MatchURL looks at contents at all.
-func (f *EventFilter) NeedsContent() bool { return f != nil && f.containsURL != nil }
+// NeedsContent reports whether MatchContent looks at contents at all.
+func (f *EventFilter) NeedsContent() bool {
+	return f != nil && (f.containsURL != nil || f.rels != nil || len(f.notRels) > 0)
+}
 
 // MatchEvent makes every check on one event of a room.
 func (f *EventFilter) MatchEvent(room matrix.RoomID, typ string, sender matrix.UserID, content []byte) bool {
-	return f == nil || f.MatchRoom(room) && f.Match(typ, sender) && f.MatchURL(content)
+	return f == nil || f.MatchRoom(room) && f.Match(typ, sender) && f.MatchContent(content)
 }
 
 // MatchesAll reports whether no event is ever turned away.
 func (f *EventFilter) MatchesAll() bool {
 	return f == nil || f.types == nil && f.notTypes == nil && f.senders == nil && len(f.notSends) == 0 &&
-		f.rooms == nil && len(f.notRooms) == 0 && f.containsURL == nil
+		f.rooms == nil && len(f.notRooms) == 0 && !f.NeedsContent()
 }
 
 // MatchesNothing reports whether every event is turned away, because an include list is empty or all types are
 // excluded: the section need not be looked up.
 func (f *EventFilter) MatchesNothing() bool {
 	return f != nil && (f.types != nil && f.types.empty() || f.notTypes != nil && f.notTypes.all ||
-		f.senders != nil && len(f.senders) == 0 || f.rooms != nil && len(f.rooms) == 0)
+		f.senders != nil && len(f.senders) == 0 || f.rels != nil && len(f.rels) == 0 || f.rooms != nil && len(f.rooms) == 0)
 }
 
 // Limit is the number of events to return: the filter's, at most most, or def when it has none.

@@ -112,7 +112,7 @@ func (w *work) joined(tx *sqldb.Tx, sec *section, r *hub.RoomState) error {
 		sec.b = append(w.comma(sec.b), `"ephemeral":`...)
 		sec.b = appendEvents(sec.b, eph)
 	}
-	if list := w.roomData(tx, r.ID, fresh); len(list) > 0 {
+	if list := w.roomData(tx, r.ID, fresh); len(list) > 0 || fresh {
 		some = true
 		sec.b = append(w.comma(sec.b), `"account_data":`...)
 		sec.b = appendEvents(sec.b, list)

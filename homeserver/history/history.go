@@ -172,7 +172,7 @@ func (r *Reader) Wants(e *events.Event) bool {
 		return false
 	}
 	return r.filter == nil || r.filter.Match(e.Type, e.Sender) && r.filter.MatchRoom(e.Room) &&
-		(!r.filter.NeedsContent() || r.filter.MatchURL(e.Content()))
+		(!r.filter.NeedsContent() || r.filter.MatchContent(e.Content()))
 }
 
 // Complete loads what the client form of the events needs.

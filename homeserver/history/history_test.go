@@ -374,7 +374,7 @@ func TestMembers(t *testing.T) {
 	if got := get(bob, ""); got != "alice=join bob=leave carol=join" {
 		t.Errorf("bob sees %s", got)
 	}
-	want := `{"joined":{"@alice:a.example":{"display_name":"alice"},"@carol:a.example":{"display_name":"carol"}}}`
+	want := `{"joined":{"@alice:a.example":{"display_name":"alice","avatar_url":null},"@carol:a.example":{"display_name":"carol","avatar_url":null}}}`
 	if got := w.Want(alice, "GET", w.path(room, "joined_members"), "", 200, ""); got != want {
 		t.Errorf("joined %s", got)
 	}

@@ -211,7 +211,7 @@ func (s *search) shows(h hit) (bool, error) {
 		if err != nil || m[h.nid] == nil {
 			return false, err
 		}
-		return s.q.filter.MatchURL(m[h.nid].Content()), nil
+		return s.q.filter.MatchContent(m[h.nid].Content()), nil
 	}
 	return true, nil
 }
