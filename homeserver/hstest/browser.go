@@ -1,6 +1,8 @@
 package hstest
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net/http"
 	"net/http/cookiejar"
@@ -29,6 +31,15 @@ func (s *Server) Browser(lang string) *Browser {
 	return &Browser{T: s.T, Lang: lang, client: &http.Client{
 		Jar: jar, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+}
+
+// Trust makes the browser accept certificates of an authority, in PEM.
+func (b *Browser) Trust(pem []byte) {
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		b.T.Fatal("no certificate")
+	}
+	b.client.Transport = &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
 }
 
 // Cookies are those that the browser would send to an address.

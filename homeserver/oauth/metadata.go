@@ -129,7 +129,9 @@ func (o *Server) idToken(ctx context.Context, user matrix.UserID, client, nonce 
 	now := o.Now()
 	claims := map[string]any{
 		"iss": o.issuer, "sub": string(user), "aud": client, "iat": now.Unix(), "exp": now.Add(time.Hour).Unix(),
-		"auth_time": authAt / 1000,
+	}
+	if authAt != 0 {
+		claims["auth_time"] = authAt / 1000
 	}
 	if nonce != "" {
 		claims["nonce"] = nonce

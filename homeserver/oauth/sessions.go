@@ -56,8 +56,9 @@ func (o *Server) session(v *browser.Visit) (*session, error) {
 	return s, nil
 }
 
-// signIn makes a session for a browser, always a new one, and drops what it had.
-func (o *Server) signIn(v *browser.Visit, user matrix.UserID) error {
+// signIn makes a session for a browser, always a new one, and drops what it had. authAt is when the person has proven
+// who they are, in milliseconds.
+func (o *Server) signIn(v *browser.Visit, user matrix.UserID, authAt int64) error {
 	if err := o.Accounts.MayLogin(user); err != nil {
 		return err
 	}
@@ -67,7 +68,7 @@ func (o *Server) signIn(v *browser.Visit, user matrix.UserID) error {
 		if _, err := tx.Exec(qDropBrowser, hash(old)); err != nil {
 			return err
 		}
-		_, err := tx.Exec(qInsertBrowser, hash(t), string(user), matrix.Millis(now), matrix.Millis(now.Add(sessionLifetime)))
+		_, err := tx.Exec(qInsertBrowser, hash(t), string(user), authAt, matrix.Millis(now.Add(sessionLifetime)))
 		return err
 	})
 	if err != nil {
@@ -78,8 +79,8 @@ func (o *Server) signIn(v *browser.Visit, user matrix.UserID) error {
 }
 
 // signedIn is called when somebody comes back from the company's provider.
-func (o *Server) signedIn(v *browser.Visit, user matrix.UserID, then string) (any, error) {
-	if err := o.signIn(v, user); err != nil {
+func (o *Server) signedIn(v *browser.Visit, user matrix.UserID, then string, authAt int64) (any, error) {
+	if err := o.signIn(v, user, authAt); err != nil {
 		return nil, err
 	}
 	if !ownPath(then) {
@@ -112,7 +113,11 @@ func (o *Server) showLogin(v *browser.Visit, status int, user, problem string) (
 	}
 	if o.SSO != nil {
 		for _, p := range o.SSO.Providers() {
-			body.Providers = append(body.Providers, provider{p.Name, pathAccount + "/sso/" + url.PathEscape(p.ID) + "?" + url.Values{"then": {then(v)}}.Encode()})
+			q := url.Values{"then": {then(v)}}
+			if body.Again {
+				q.Set("again", "1")
+			}
+			body.Providers = append(body.Providers, provider{p.Name, pathAccount + "/sso/" + url.PathEscape(p.ID) + "?" + q.Encode()})
 		}
 	}
 	if open, _ := o.Accounts.RegistrationOpen(); open && !body.Again {
@@ -147,7 +152,7 @@ func (o *Server) loginForm(v *browser.Visit) (any, error) {
 	}
 	user, err := o.Accounts.CheckPassword(v.Ctx(), name, password)
 	if err == nil {
-		err = o.signIn(v, user)
+		err = o.signIn(v, user, matrix.Millis(o.Now()))
 	}
 	var e *matrix.Error
 	switch {
@@ -223,7 +228,7 @@ func (o *Server) signUpForm(v *browser.Visit) (any, error) {
 	}
 	user, err := o.Accounts.Register(v.Ctx(), v.Form("user"), v.Form("password"), v.Form("registration_token"))
 	if err == nil {
-		err = o.signIn(v, user)
+		err = o.signIn(v, user, matrix.Millis(o.Now()))
 	}
 	var e *matrix.Error
 	switch {

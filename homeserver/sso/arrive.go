@@ -187,5 +187,6 @@ func (s *SSO) linkForm(v *browser.Visit) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.Purpose.authAt = matrix.Millis(s.now())
 	return s.linkAndFinish(v, c.Identity, c.User, c.Purpose)
 }

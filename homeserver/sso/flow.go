@@ -23,6 +23,8 @@ type Purpose struct {
 	Client string `json:"c,omitempty"` // the address of a client that wants a log-in token
 	UIA    string `json:"u,omitempty"` // a session of interactive authentication
 	Fresh  bool   `json:"f,omitempty"` // the provider has to ask the person again
+
+	authAt int64 // when the person has proven who they are, in milliseconds; known in the end
 }
 
 // ToPage is to see a page of this server.
@@ -164,6 +166,7 @@ func (s *SSO) callback(v *browser.Visit) (any, error) {
 	case err != nil:
 		return s.unreachable(v, err)
 	}
+	f.Purpose.authAt = who.authAt
 	return s.arrive(v, p, who, f.Purpose)
 }
 
@@ -205,7 +208,7 @@ func (s *SSO) finish(v *browser.Visit, user matrix.UserID, w Purpose) (any, erro
 		}
 		return s.ask(v, "operation", user, w, operationText(v, operation), "")
 	case s.signedIn != nil:
-		return s.signedIn(v, user, w.Then)
+		return s.signedIn(v, user, w.Then, w.authAt)
 	}
 	return nil, matrix.NotFound("there is no page to go on to")
 }

@@ -185,6 +185,7 @@ func (p *provider) address(ctx context.Context, f *flow) (string, error) {
 // person is what a provider says of somebody.
 type person struct {
 	Subject string
+	authAt  int64 // when they have last proven who they are, in milliseconds; 0: the provider does not tell
 	claims  map[string]any
 }
 
@@ -224,8 +225,14 @@ func (p *provider) exchange(ctx context.Context, f *flow, code string) (*person,
 	if azp, ok := who.claims["azp"].(string); len(id.Audience) > 1 && (!ok || azp != p.ClientID) {
 		return nil, fmt.Errorf("%w: it is for somebody else", errNoToken)
 	}
-	if at, ok := who.claims["auth_time"].(float64); f.Purpose.Fresh && ok && p.now().Sub(time.Unix(int64(at), 0)) > 2*maxAge {
+	at, ok := who.claims["auth_time"].(float64)
+	switch {
+	case ok && f.Purpose.Fresh && p.now().Sub(time.Unix(int64(at), 0)) > 2*maxAge:
 		return nil, errNotFresh
+	case f.Purpose.Fresh:
+		who.authAt = matrix.Millis(p.now())
+	case ok && at > 0:
+		who.authAt = min(int64(at)*1000, matrix.Millis(p.now()))
 	}
 	return who, p.complete(ctx, found, who, t)
 }

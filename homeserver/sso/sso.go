@@ -52,7 +52,7 @@ type SSO struct {
 	providers []*provider
 	seal      *sealer
 
-	signedIn func(v *browser.Visit, user matrix.UserID, then string) (any, error)
+	signedIn func(v *browser.Visit, user matrix.UserID, then string, authAt int64) (any, error)
 	aware    func(v *browser.Visit, redirectURL, action string) (any, error)
 }
 
@@ -109,8 +109,9 @@ func New(ctx context.Context, db *sqldb.DB, acc *accounts.Accounts, site *browse
 	return s, nil
 }
 
-// OnSignIn says what happens when somebody comes back who wanted to see a page of this server. Call it before serving.
-func (s *SSO) OnSignIn(fn func(v *browser.Visit, user matrix.UserID, then string) (any, error)) {
+// OnSignIn says what happens when somebody comes back who wanted to see a page of this server. authAt is when they have
+// proven to the provider who they are, in milliseconds, 0 if that is not known. Call it before serving.
+func (s *SSO) OnSignIn(fn func(v *browser.Visit, user matrix.UserID, then string, authAt int64) (any, error)) {
 	s.signedIn = fn
 }
 
