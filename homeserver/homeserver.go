@@ -263,14 +263,16 @@ func (s *Server) build(ctx context.Context) error {
 	)
 	// Whoever wants no invitations still gets those of application services' own
 	// users, by which a company tells its people of rooms, and of the server itself.
-	inviteBlocked := func(sender, target matrix.UserID) bool {
-		if told != nil && told.Sender() == sender {
-			return false
+	invite := func(sender, target matrix.UserID) accountdata.Verdict {
+		v := data.Invites(sender, target)
+		if v == accountdata.Allow || told != nil && told.Sender() == sender ||
+			slices.ContainsFunc(acc.ApplicationServices(), func(as *accounts.ApplicationService) bool { return as.Sender(o.ServerName) == sender }) {
+			return accountdata.Allow
 		}
-		return data.BlocksInvites(target) && !slices.ContainsFunc(acc.ApplicationServices(), func(as *accounts.ApplicationService) bool {
-			return as.Sender(o.ServerName) == sender
-		})
+		return v
 	}
+	inviteBlocked := func(sender, target matrix.UserID) bool { return invite(sender, target) == accountdata.Block }
+	inviteHidden := func(sender, target matrix.UserID) bool { return invite(sender, target) != accountdata.Allow }
 	ro := rooms.Options{
 		InviteBlocked:  inviteBlocked,
 		Signer:         events.Signer{Server: o.ServerName, KeyID: string(own.KeyID()), Key: own.Private()},
@@ -405,7 +407,7 @@ func (s *Server) build(ctx context.Context) error {
 	// Readers of the log.
 	syn := clientsync.New(clientsync.Parts{
 		DB: db, Hub: s.hub, Events: store, Rooms: r, Data: data, Keys: keys, Receipts: rec, Typing: typ,
-		Presence: pres, Push: notify, Bundler: rel, InviteBlocked: inviteBlocked, Now: o.Now,
+		Presence: pres, Push: notify, Bundler: rel, InviteBlocked: inviteHidden, Now: o.Now,
 	})
 	eo.Changes = syn.Changes
 	crypto := e2ee.NewService(keys, eo)
@@ -414,7 +416,7 @@ func (s *Server) build(ctx context.Context) error {
 	})
 	old := oldsync.New(oldsync.Parts{
 		DB: db, Log: l, Hub: s.hub, Events: store, Rooms: r, Data: data, Presence: pres, History: hist,
-		Published: dir.Published, InviteBlocked: inviteBlocked, Now: o.Now,
+		Published: dir.Published, InviteBlocked: inviteHidden, Now: o.Now,
 	})
 	apps, err = applications.New(ctx, db, l, applications.Sources{
 		Events: store, Hub: s.hub, Receipts: rec, Typing: typ, Presence: pres, Aliases: dir,
@@ -477,6 +479,9 @@ func (s *Server) build(ctx context.Context) error {
 		for _, id := range ids {
 			if err := notify.DeleteDevice(context.Background(), u, id); err != nil {
 				log.WithError(err).WithField("user_id", u).Error("pushers of a deleted device are left")
+			}
+			if err := data.DeleteDevice(context.Background(), u, id); err != nil {
+				log.WithError(err).WithField("user_id", u).Error("settings of a deleted device are left")
 			}
 		}
 	}})

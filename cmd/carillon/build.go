@@ -152,6 +152,10 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 			RoomName: n.RoomName, RoomTopic: n.RoomTopic, RoomAvatar: n.RoomAvatar, MayLeave: n.MayLeave,
 		}
 	}
+	opts.PolicyServer = homeserver.PolicyServer{
+		Enabled: h.PolicyServer.Enabled, DenyUsers: h.PolicyServer.DenyUsers, DenyServers: h.PolicyServer.DenyServers,
+		DenyTexts: h.PolicyServer.DenyTexts, PerMinute: h.PolicyServer.PerMinute,
+	}
 	if err := realtime(&opts, &h.RTC); err != nil {
 		return opts, err
 	}
