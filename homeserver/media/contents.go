@@ -52,11 +52,12 @@ func digits(fn func(string) error) error {
 // folder keeps content in files.
 type folder struct{ dir string }
 
-// newFolder makes the folders.
+// newFolder makes the folder.
 func newFolder(dir string) (folder, error) {
-	d := folder{dir}
-	err := digits(func(two string) error { return os.MkdirAll(filepath.Join(dir, two), 0o700) })
-	return d, errors.Join(err, syncDir(dir), syncDir(filepath.Dir(dir)))
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return folder{}, err
+	}
+	return folder{dir}, syncDir(filepath.Dir(dir))
 }
 
 func (d folder) path(hash string) string { return filepath.Join(d.dir, hash[:2], hash) }
@@ -68,7 +69,13 @@ func (d folder) put(_ context.Context, hash string, f *os.File, size int64) erro
 		if err := f.Sync(); err != nil {
 			return err
 		}
-		if err := os.Rename(f.Name(), path); err != nil {
+		err := os.Rename(f.Name(), path)
+		if errors.Is(err, fs.ErrNotExist) { // the first with these digits
+			if err = os.MkdirAll(filepath.Dir(path), 0o700); err == nil {
+				err = errors.Join(os.Rename(f.Name(), path), syncDir(d.dir))
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -103,6 +103,7 @@ func (s *Store) copyRemote(ctx context.Context, r request) (*meta, error) {
 		return nil, remoteError(r.name, err)
 	}
 	defer body.Close()
+	defer context.AfterFunc(ctx, func() { _ = body.Close() })() // whoever reads is woken
 	if body.size > s.opts.MaxRemote {
 		return nil, errRemoteTooLarge
 	}

@@ -40,14 +40,14 @@ func (anyServer) VerifyOrigin(*http.Request, []byte) (matrix.ServerName, error) 
 }
 
 type server struct {
-	t     *testing.T
+	t     testing.TB
 	url   string
 	db    *sqldb.DB
 	dir   string
 	store *media.Store
 }
 
-func start(t *testing.T, opts media.Options, remote media.Remote) *server {
+func start(t testing.TB, opts media.Options, remote media.Remote) *server {
 	t.Helper()
 	s := &server{t: t, db: sqldbtest.Open(t), dir: t.TempDir()}
 	s.serve(opts, remote)
@@ -74,6 +74,13 @@ func (s *server) serve(opts media.Options, remote media.Remote) {
 	web := httptest.NewServer(api)
 	s.t.Cleanup(web.Close)
 	s.url = web.URL
+}
+
+// in is the server for another test.
+func (s *server) in(t testing.TB) *server {
+	c := *s
+	c.t = t
+	return &c
 }
 
 func (s *server) do(user, method, path string, body io.Reader, header ...string) httpapitest.Answer {
@@ -104,7 +111,7 @@ func (s *server) upload(user, contentType, filename string, body []byte) string 
 	return mxc(s.t, a.Body)
 }
 
-func mxc(t *testing.T, b []byte) string {
+func mxc(t testing.TB, b []byte) string {
 	t.Helper()
 	_, rest, ok := strings.Cut(string(b), `"mxc://`)
 	id, _, ok2 := strings.Cut(rest, `"`)
