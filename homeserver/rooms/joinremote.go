@@ -97,7 +97,9 @@ func (r *Rooms) fromTemplate(ctx context.Context, c MemberChange, t RemoteTempla
 	}, r.o.Signer)
 }
 
-func (r *Rooms) joinRemote(ctx context.Context, c MemberChange) error {
+// joinRemote joins through another server. alone says that entering is held for
+// the room.
+func (r *Rooms) joinRemote(ctx context.Context, c MemberChange, alone bool) error {
 	servers, err := r.candidates(ctx, c)
 	if err != nil {
 		return err
@@ -120,7 +122,16 @@ func (r *Rooms) joinRemote(ctx context.Context, c MemberChange) error {
 				ev = signed
 			}
 		}
-		if r.participates(c.Room) { // a restricted room in which nobody here may vouch
+		if !alone {
+			// A restricted room in which nobody here may vouch. The last one here may
+			// have left by now, and others be about to enter.
+			unlock, err := r.entering.LockContext(ctx, c.Room)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+		}
+		if r.participates(c.Room) {
 			_, err := r.accept(ctx, s, ev, true)
 			return err
 		}

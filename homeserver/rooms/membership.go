@@ -124,7 +124,7 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 		}
 		defer unlock()
 		if !r.participates(c.Room) {
-			return r.joinRemote(ctx, c)
+			return r.joinRemote(ctx, c, true)
 		}
 	}
 	elsewhere := false
@@ -156,7 +156,7 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 		return map[string]any{"join_authorised_via_users_server": string(via)}, false, nil
 	})
 	if err == nil && elsewhere {
-		return r.joinRemote(ctx, c)
+		return r.joinRemote(ctx, c, false)
 	}
 	return err
 }
