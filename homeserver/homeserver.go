@@ -399,6 +399,7 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	rel.SetErasure(r.Erased)
 	finder, err := search.New(ctx, search.Parts{DB: db, Log: l, Events: store, Rooms: r, Data: data, Bundler: rel, Now: o.Now})
 	if err != nil {
 		return err
@@ -460,6 +461,12 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	s.mayChange = contacts.MayChange()
+	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, erase bool) error {
+		if !erase {
+			return nil
+		}
+		return r.Erase(ctx, u)
+	})
 	acc.OnDeactivateLater(func(ctx context.Context, u matrix.UserID, _ bool) error { return r.LeaveAll(ctx, u) })
 	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, _ bool) error {
 		return db.Write(ctx, func(tx *sqldb.Tx) error {

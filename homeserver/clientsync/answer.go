@@ -35,6 +35,7 @@ type work struct {
 	facts map[matrix.RoomID]*facts
 
 	bundles map[matrix.EventID]json.RawMessage // of the timeline being written
+	erased  map[matrix.EventID]*events.Event   // what of it is redacted for this reader
 
 	sight *rooms.Sight    // of the timeline being written; nil: the reader was in the room all the time
 	met   []matrix.UserID // whom the user shares a room with since the token
@@ -328,6 +329,9 @@ func appendEvents(dst []byte, list [][]byte) []byte {
 }
 
 func (w *work) appendEvent(b []byte, e *events.Event) []byte {
+	if redacted := w.erased[e.ID]; redacted != nil {
+		e = redacted
+	}
 	f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: w.s.Now(), Relations: w.bundles[e.ID], ReaderMembership: "join"}
 	if w.sight != nil {
 		f.ReaderMembership = w.sight.Membership(e.Pos)

@@ -3,6 +3,7 @@ package clientsync
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -337,7 +338,11 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 			return nil, err
 		}
 	}
-	return t, w.s.Events.Complete(tx, t.list)
+	if err := w.s.Events.Complete(tx, t.list); err != nil {
+		return nil, err
+	}
+	w.erased, err = w.s.Rooms.Erased(tx, w.q.user, t.list)
+	return t, err
 }
 
 // Newest reads the newest events of a room in (from, to] that are wanted, the
@@ -434,7 +439,7 @@ func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) 
 }
 
 func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
-	w.sight, w.bundles = nil, nil
+	w.sight, w.bundles, w.erased = nil, nil, nil
 	limit := w.q.filter.Timeline().Limit(defaultLimit, maxLimit)
 	t := &timeline{start: w.q.since.Pos}
 	members := false
@@ -510,7 +515,16 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 			return !f.MatchEvent(id, e.Type, e.Sender, contentFor(f, e))
 		})
 	}
-	return w.s.Events.Complete(tx, t.state)
+	if err := w.s.Events.Complete(tx, t.state); err != nil {
+		return err
+	}
+	erased, err := w.s.Rooms.Erased(tx, w.q.user, t.state)
+	if w.erased == nil {
+		w.erased = erased
+	} else {
+		maps.Copy(w.erased, erased)
+	}
+	return err
 }
 
 // lazyRows keeps of all members those who speak in the timeline, and adds to what

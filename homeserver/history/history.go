@@ -15,6 +15,7 @@ package history
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"math"
 	"strconv"
 	"strings"
@@ -147,6 +148,7 @@ type Reader struct {
 	ignored accountdata.Ignored
 	filter  *accountdata.EventFilter
 	bundles map[matrix.EventID]json.RawMessage
+	erased  map[matrix.EventID]*events.Event // the redacted forms of what is erased for this reader
 	now     time.Time
 }
 
@@ -175,9 +177,26 @@ func (r *Reader) Wants(e *events.Event) bool {
 		(!r.filter.NeedsContent() || r.filter.MatchContent(e.Content()))
 }
 
+// CompleteState is Complete without aggregations, for lists of state.
+func (r *Reader) CompleteState(tx *sqldb.Tx, list []*events.Event) error {
+	if err := r.h.Events.Complete(tx, list); err != nil {
+		return err
+	}
+	erased, err := r.h.Rooms.Erased(tx, r.a.user, list)
+	if err != nil {
+		return err
+	}
+	if r.erased == nil {
+		r.erased = erased
+	} else {
+		maps.Copy(r.erased, erased)
+	}
+	return nil
+}
+
 // Complete loads what the client form of the events needs.
 func (r *Reader) Complete(ctx context.Context, tx *sqldb.Tx, list []*events.Event) error {
-	if err := r.h.Events.Complete(tx, list); err != nil {
+	if err := r.CompleteState(tx, list); err != nil {
 		return err
 	}
 	if r.h.Bundler == nil {
@@ -199,6 +218,9 @@ func (r *Reader) Complete(ctx context.Context, tx *sqldb.Tx, list []*events.Even
 
 // Append adds an event in the form that clients get.
 func (r *Reader) Append(b []byte, e *events.Event) []byte {
+	if redacted := r.erased[e.ID]; redacted != nil {
+		e = redacted
+	}
 	f := events.ClientFormat{User: r.a.user, Device: r.a.device, Now: r.now, Relations: r.bundles[e.ID]}
 	if r.sight != nil && e.Pos != 0 { // of what is known as part of a state only nobody can say when it was
 		f.ReaderMembership = r.sight.Membership(e.Pos)

@@ -35,7 +35,7 @@ func (h *History) getState(c *httpapi.Call) (any, error) {
 		if err != nil {
 			return err
 		}
-		if err := h.Events.Complete(tx, list); err != nil {
+		if err := r.CompleteState(tx, list); err != nil {
 			return err
 		}
 		out = r.AppendList(make([]byte, 0, 1024*len(list)+2), list)

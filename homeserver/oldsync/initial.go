@@ -157,7 +157,7 @@ func (s *OldSync) fill(ctx context.Context, tx *sqldb.Tx, info *roomInfo, a hist
 	if err != nil {
 		return err
 	}
-	if err := s.Events.Complete(tx, list); err != nil {
+	if err := read.CompleteState(tx, list); err != nil {
 		return err
 	}
 	info.State = read.AppendList(nil, list)

@@ -49,6 +49,8 @@ type Relations struct {
 	data  *accountdata.Data
 	now   matrix.Now
 
+	erasure Erasure // nil: nothing is erased
+
 	mu    sync.RWMutex
 	rooms map[matrix.RoomID]*roomThreads
 	heard map[matrix.RoomID]stream.Pos // newest change of threads since the start
@@ -65,6 +67,19 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, store *events.Store, 
 	r := &Relations{db: db, store: store, data: data, now: now, rooms: make(map[matrix.RoomID]*roomThreads), heard: make(map[matrix.RoomID]stream.Pos)}
 	l.Subscribe(r.hear)
 	return r, nil
+}
+
+// Erasure finds those of some events whose content is erased for a reader, and gives their redacted forms.
+type Erasure func(tx *sqldb.Tx, reader matrix.UserID, list []*events.Event) (map[matrix.EventID]*events.Event, error)
+
+// SetErasure connects what knows of erased content. Call it before serving.
+func (r *Relations) SetErasure(e Erasure) { r.erasure = e }
+
+func (r *Relations) erasedFor(tx *sqldb.Tx, reader matrix.UserID, list []*events.Event) (map[matrix.EventID]*events.Event, error) {
+	if r.erasure == nil {
+		return nil, nil
+	}
+	return r.erasure(tx, reader, list)
 }
 
 // Bundle gives the m.relations of those events that have any. It makes one query
@@ -144,10 +159,14 @@ func (b *bundler) plain(list []*events.Event) (map[matrix.EventID]*parts, error)
 	if err != nil {
 		return nil, err
 	}
+	erased, err := b.r.erasedFor(b.tx, b.user, children)
+	if err != nil {
+		return nil, err
+	}
 	edits := make(map[matrix.EventID]*events.Event)
 	for _, c := range children {
 		parent := byID[c.RelTo]
-		if parent == nil || parent.Room != c.Room || b.ignored.Has(c.Sender) {
+		if parent == nil || erased[c.ID] != nil || parent.Room != c.Room || b.ignored.Has(c.Sender) {
 			continue
 		}
 		if c.RelType == relReplace {

@@ -227,6 +227,13 @@ func (b *bundler) latest(s summary) (*threadPart, error) {
 	if newest == nil {
 		return nil, nil
 	}
+	erased, err := b.r.erasedFor(b.tx, b.user, []*events.Event{newest})
+	if err != nil {
+		return nil, err
+	}
+	if redacted := erased[newest.ID]; redacted != nil {
+		newest = redacted
+	}
 	own, err := b.plain([]*events.Event{newest})
 	if err != nil {
 		return nil, err

@@ -9,7 +9,7 @@
 // finds that the room has moved builds again: memory can be wrong, the database
 // cannot.
 //
-// Tables: rooms, memberships (of local users). The state over time is in package
+// Tables: rooms, memberships (of local users), erasures. The state over time is in package
 // state, the events in package events.
 //
 // Spec: server-server-api#pdus, client-server-api#rooms
@@ -25,6 +25,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
@@ -87,6 +88,7 @@ type Rooms struct {
 	silent   resting                   // policy servers
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 	identity Identity                  // nil: no identity servers are used
+	erased   atomic.Pointer[erasures]
 
 	mu     sync.Mutex
 	cached map[matrix.RoomID]*room
@@ -139,6 +141,9 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 		return nil, err
 	}
 	r := &Rooms{o: o, db: db, log: l, events: ev, hub: h, sticky: st, cached: map[matrix.RoomID]*room{}}
+	if err := r.loadErasures(ctx); err != nil {
+		return nil, err
+	}
 	if err := r.seed(ctx); err != nil {
 		return nil, fmt.Errorf("reading memberships: %w", err)
 	}

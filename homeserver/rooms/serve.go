@@ -416,6 +416,9 @@ func (r *Rooms) ServerMaySee(ctx context.Context, server matrix.ServerName, ev *
 		if err != nil {
 			return err
 		}
+		if erased, err := r.erasedFor(tx, server, ev); err != nil || erased {
+			return err
+		}
 		visibility := "shared"
 		if found {
 			if visibility, err = r.visibilityOf(tx, row.NID); err != nil {

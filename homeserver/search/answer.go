@@ -149,6 +149,9 @@ func (s *search) result(ctx context.Context, f found) (result, error) {
 }
 
 func (s *search) client(e *events.Event, b bundles) json.RawMessage {
+	if redacted := s.erased[e.ID]; redacted != nil {
+		e = redacted
+	}
 	return e.AppendClient(nil, events.ClientFormat{User: s.q.user, Device: s.q.device, Now: s.Now(), Relations: b[e.ID]})
 }
 

@@ -3,6 +3,7 @@ package search
 import (
 	"cmp"
 	"context"
+	"maps"
 	"math"
 	"slices"
 
@@ -58,6 +59,7 @@ type search struct {
 	q      *question
 	rooms  map[matrix.RoomID]rooms.Member // those that may be searched
 	sights map[matrix.RoomID]*sight
+	erased map[matrix.EventID]*events.Event // what around the results is redacted for this reader
 }
 
 // sight is what the reader may see of a room.
@@ -256,8 +258,16 @@ func (s *search) page(list []hit) (out []found, rest []hit, err error) {
 		if err != nil {
 			return nil, nil, err
 		}
+		read := make([]*events.Event, 0, len(m))
+		for _, e := range m {
+			read = append(read, e)
+		}
+		erased, err := s.Rooms.Erased(s.tx, s.q.user, read)
+		if err != nil {
+			return nil, nil, err
+		}
 		for _, h := range list[:n] {
-			if e := m[h.nid]; e != nil && !e.Redacted() && !e.Hidden() {
+			if e := m[h.nid]; e != nil && !e.Redacted() && !e.Hidden() && erased[e.ID] == nil {
 				out = append(out, found{h, e})
 			}
 		}
@@ -358,8 +368,20 @@ func (s *search) roomState(room matrix.RoomID, senders map[matrix.UserID]bool) (
 
 // complete loads what the client form of events needs.
 func (s *search) complete(ctx context.Context, list []*events.Event) (bundles, error) {
-	if err := s.Events.Complete(s.tx, list); err != nil || s.Bundler == nil {
+	if err := s.Events.Complete(s.tx, list); err != nil {
 		return nil, err
+	}
+	erased, err := s.Rooms.Erased(s.tx, s.q.user, list)
+	if err != nil {
+		return nil, err
+	}
+	if s.erased == nil {
+		s.erased = erased
+	} else {
+		maps.Copy(s.erased, erased)
+	}
+	if s.Bundler == nil {
+		return nil, nil
 	}
 	return s.Bundler.Bundle(ctx, s.tx, s.q.user, list)
 }

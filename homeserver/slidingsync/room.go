@@ -2,6 +2,7 @@ package slidingsync
 
 import (
 	"encoding/json"
+	"maps"
 	"slices"
 	"strconv"
 
@@ -25,7 +26,8 @@ type piece struct {
 	list     []*events.Event
 	limited  bool
 	bundles  map[matrix.EventID]json.RawMessage
-	sight    *rooms.Sight // nil: the reader was in the room all the time
+	erased   map[matrix.EventID]*events.Event // what of the list is redacted for this reader
+	sight    *rooms.Sight                     // nil: the reader was in the room all the time
 
 	delta []state.Row // all state that changed
 	gone  []state.Key
@@ -163,7 +165,11 @@ func (w *work) timeline(tx *sqldb.Tx, e *entry, p *piece, limit int) error {
 	if err := w.bundle(tx, p); err != nil {
 		return err
 	}
-	return w.s.Events.Complete(tx, p.list)
+	if err := w.s.Events.Complete(tx, p.list); err != nil {
+		return err
+	}
+	p.erased, err = w.s.Rooms.Erased(tx, w.q.user, p.list)
+	return err
 }
 
 func (w *work) bundle(tx *sqldb.Tx, p *piece) (err error) {
@@ -239,7 +245,16 @@ func (w *work) stateOf(tx *sqldb.Tx, e *entry, p *piece, added []*want, changed 
 	if p.state, err = w.s.Rooms.EventsOf(tx, p.rows); err != nil {
 		return err
 	}
-	return w.s.Events.Complete(tx, p.state)
+	if err := w.s.Events.Complete(tx, p.state); err != nil {
+		return err
+	}
+	erased, err := w.s.Rooms.Erased(tx, w.q.user, p.state)
+	if p.erased == nil {
+		p.erased = erased
+	} else {
+		maps.Copy(p.erased, erased)
+	}
+	return err
 }
 
 // speakers reads the members who speak in the timeline or are spoken of there, as
@@ -584,6 +599,9 @@ func (w *work) list(p *piece, list []*events.Event, stubs []state.Key) {
 	for i, e := range list {
 		if i > 0 {
 			w.b = append(w.b, ',')
+		}
+		if redacted := p.erased[e.ID]; redacted != nil {
+			e = redacted
 		}
 		f := events.ClientFormat{User: w.q.user, Device: w.q.device, NoRoomID: true, Now: now, Relations: p.bundles[e.ID], ReaderMembership: "join"}
 		if p.sight != nil {
