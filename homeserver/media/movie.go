@@ -46,7 +46,8 @@ func (m *frames) bearable() bool {
 func (m *frames) play(ctx context.Context, n int, show func(i int, canvas *image.RGBA) error) error {
 	canvas := image.NewRGBA(image.Rect(0, 0, m.width, m.height))
 	var before *image.RGBA
-	for i := range m.list[:min(n, len(m.list))] {
+	n = min(n, len(m.list))
+	for i := range m.list[:n] {
 		f := &m.list[i]
 		if err := ctx.Err(); err != nil {
 			return err
@@ -71,6 +72,9 @@ func (m *frames) play(ctx context.Context, n int, show func(i int, canvas *image
 		draw.Draw(canvas, f.rect, img, img.Bounds().Min, op)
 		if err := show(i, canvas); err != nil {
 			return err
+		}
+		if i == n-1 {
+			break // what was shown last stays
 		}
 		switch f.disposal {
 		case gif.DisposalBackground:

@@ -183,8 +183,10 @@ func (s *Store) picture(ctx context.Context, m *meta, want size) (*picture, erro
 	if want = want.bounded(); s.opts.FixedSizes {
 		want = fixed(want)
 	}
-	if p := s.kept(m, want); p != nil {
-		return p, nil
+	if !want.beyond {
+		if p := s.kept(m, want); p != nil {
+			return p, nil
+		}
 	}
 	f, err := s.spool(ctx, m)
 	if err != nil {
