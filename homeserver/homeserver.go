@@ -508,6 +508,7 @@ func (s *Server) build(ctx context.Context) error {
 	if o.Federation.Enabled {
 		s.api.SetOriginVerifier(federation.NewVerifier(ring, fed.Alive).Only(s.client.Allowed))
 		s.api.Add(fed.Routes()...)
+		s.api.Add(fed.AdminRoutes()...)
 		s.api.Add(tree.FederationRoutes()...)
 		s.api.Add(ring.Routes()...)
 		s.runs = append(s.runs, run{"federation", fed.Run})

@@ -1,7 +1,8 @@
 // Package federation speaks with other servers: it answers their requests, takes their transactions, and sends
 // what happens here to those that are concerned.
 //
-// It owns the tables fed_queue, fed_destinations, fed_position and openid_tokens and implements the server-server specification
+// It owns the tables fed_queue, fed_behind, fed_destinations, fed_position and openid_tokens and implements the
+// server-server specification
 // but for keys (serverkeys) and discovery (fedclient). What a foreign event does to a room is decided in rooms.
 //
 // Invariants: a request is answered only after its signature is proved; what waits for a server is stored in the

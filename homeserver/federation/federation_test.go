@@ -161,6 +161,49 @@ func TestOutage(t *testing.T) {
 	}
 }
 
+// TestLongOutage: after an outage in which much has happened a server is sent the newest event alone, and asks for
+// the others before it.
+func TestLongOutage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a, b := w.start("a.test", newDisk(t)), w.start("b.test", newDisk(t))
+	room, alice, _ := joined(t, a, b, "12")
+	w.mu.Lock()
+	addr := w.addrs["b.test:8448"]
+	delete(w.addrs, "b.test:8448")
+	w.mu.Unlock()
+	a.client.Close() // its open connections
+	var want []string
+	for i := range 2200 {
+		want = append(want, fmt.Sprint(i))
+		a.send(room, alice, want[i])
+	}
+	count := func(query string) (n int) {
+		ok(t, a.db.Read(t.Context(), func(tx *sqldb.Tx) error { return tx.QueryRow(query).Scan(&n) }))
+		return n
+	}
+	until(t, "the rest is left out", func() bool {
+		a.fed.Alive("b.test")
+		return count(`SELECT count(*) FROM fed_behind`) == 1 && count(`SELECT count(*) FROM fed_queue`) <= 50
+	})
+	a.send(room, alice, "last")
+	want = append(want, "last")
+	w.mu.Lock()
+	w.addrs["b.test:8448"] = addr
+	w.mu.Unlock()
+	a.fed.Alive("b.test")
+	// The first transaction was on its way already. Of the others b asks for the newest at once, and for the rest
+	// when somebody wants to read it.
+	until(t, "the newest messages on b", func() bool { return slices.Contains(b.texts(room), "last") })
+	got := b.texts(room)
+	if n := len(got); n < 500 || n > 700 || !slices.Equal(got[n-500:], want[len(want)-500:]) || !slices.Equal(got[:40], want[:40]) {
+		t.Errorf("got %d: %v", n, got)
+	}
+	until(t, "nothing waits any more", func() bool {
+		return count(`SELECT (SELECT count(*) FROM fed_queue) + (SELECT count(*) FROM fed_behind)`) == 0
+	})
+}
+
 func TestQueries(t *testing.T) {
 	t.Parallel()
 	a, b := pair(t)

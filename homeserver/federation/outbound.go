@@ -60,6 +60,7 @@ type reader struct {
 type entry struct {
 	pos     stream.Pos
 	event   matrix.EventID
+	room    matrix.RoomID // see row
 	receipt *receipts.Receipt
 	lists   bool          // somebody's devices or keys have changed
 	joined  matrix.UserID // who has met servers that may not know their devices
@@ -81,7 +82,7 @@ func (r *reader) hear(changes []stream.Change) {
 				passedOn := e.Room == entered
 				entered = ""
 				if to := r.destinations(e); len(to) > 0 && !passedOn {
-					fresh = append(fresh, entry{pos: c.Pos, event: e.ID, servers: to})
+					fresh = append(fresh, entry{pos: c.Pos, event: e.ID, room: e.Room, servers: to})
 				}
 				if to := r.strangers(e); len(to) > 0 {
 					fresh = append(fresh, entry{pos: c.Pos, joined: e.Sender, servers: to})
@@ -289,7 +290,7 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 		}
 		for _, s := range e.servers {
 			if e.event != "" {
-				rows = append(rows, row{server: s, event: e.event})
+				rows = append(rows, row{server: s, event: e.event, room: e.room})
 			} else if e.receipt != nil {
 				reads[s] = append(reads[s], e.receipt)
 			}
@@ -444,7 +445,7 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 					}
 					in = slices.DeleteFunc(in, func(s matrix.ServerName) bool { return s == r.own })
 					if !passedOn {
-						list = append(list, entry{pos: c.Pos, event: e.ID, servers: r.withSubject(e, in)})
+						list = append(list, entry{pos: c.Pos, event: e.ID, room: e.Room, servers: r.withSubject(e, in)})
 					}
 					if r.entry(e) { // whom else the user shared a room with at that time is not known any more
 						list = append(list, entry{pos: c.Pos, joined: e.Sender, servers: in})

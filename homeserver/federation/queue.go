@@ -45,6 +45,7 @@ type Deliverer interface {
 type row struct {
 	server matrix.ServerName
 	event  matrix.EventID
+	room   matrix.RoomID // of the event; "" if it is to be kept whatever happens
 	edu    []byte
 	merges bool // a receipt EDU
 }
@@ -62,11 +63,12 @@ type queue struct {
 	now     matrix.Now
 	slots   *gate.Semaphore
 
-	mu    sync.Mutex
-	dests map[matrix.ServerName]*destination
-	last  int64 // newest batch number
-	ctx   context.Context
-	wg    sync.WaitGroup
+	mu     sync.Mutex
+	dests  map[matrix.ServerName]*destination
+	last   int64 // newest batch number
+	sentAt map[matrix.ServerName]time.Time
+	ctx    context.Context
+	wg     sync.WaitGroup
 }
 
 // destination is one server with something to send. Guarded by queue.mu.
@@ -80,6 +82,8 @@ type destination struct {
 	failures int
 	since    time.Time
 	retryAt  time.Time
+	behind   bool           // events are noted in fed_behind
+	noting   sync.WaitGroup // those that are being noted
 }
 
 // batch is the rows of one transaction. Guarded by queue.mu.
@@ -94,7 +98,7 @@ type batch struct {
 }
 
 const (
-	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu) VALUES ($1, $2, $3, $4)`
+	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu, room_id) VALUES ($1, $2, $3, $4, $5)`
 	qBatches = `SELECT server, txn FROM fed_queue GROUP BY server, txn ORDER BY txn`
 	qBatch   = `SELECT event_id, edu FROM fed_queue WHERE server = $1 AND txn = $2 ORDER BY id`
 	qSent    = `DELETE FROM fed_queue WHERE server = $1 AND txn = $2`
@@ -117,6 +121,7 @@ func (q *queue) load(ctx context.Context) error {
 	}
 	var batches []left
 	var fails []failing
+	var away []matrix.ServerName
 	err := q.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		if batches, err = sqldb.Select(tx, func(r *sqldb.Rows) (l left, err error) {
 			return l, r.Scan(&l.server, &l.txn)
@@ -126,6 +131,10 @@ func (q *queue) load(ctx context.Context) error {
 		fails, err = sqldb.Select(tx, func(r *sqldb.Rows) (f failing, err error) {
 			return f, r.Scan(&f.server, &f.failures, &f.since, &f.retryAt)
 		}, qFailing)
+		if err != nil {
+			return err
+		}
+		away, err = sqldb.Select(tx, func(r *sqldb.Rows) (s matrix.ServerName, err error) { return s, r.Scan(&s) }, qAreAway)
 		return err
 	})
 	if err != nil {
@@ -143,6 +152,9 @@ func (q *queue) load(ctx context.Context) error {
 	for _, f := range fails {
 		d := q.dest(f.server)
 		d.failures, d.since, d.retryAt = int(f.failures), time.UnixMilli(f.since), time.UnixMilli(f.retryAt)
+	}
+	for _, s := range away {
+		q.dest(s).behind = true
 	}
 	return nil
 }
@@ -171,7 +183,7 @@ func (q *queue) dest(server matrix.ServerName) *destination {
 
 // start lets a worker look at a destination; q.mu is held.
 func (q *queue) start(d *destination) {
-	if q.ctx == nil || q.ctx.Err() != nil || d.running || (len(d.batches) == 0 && d.vol.empty()) {
+	if q.ctx == nil || q.ctx.Err() != nil || d.running || (len(d.batches) == 0 && !d.behind && d.vol.empty()) {
 		return
 	}
 	d.running = true
@@ -188,8 +200,13 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 	batches := q.place(rows)
 	err := q.db.Write(ctx, func(tx *sqldb.Tx) error {
 		for i := range rows {
-			r := &rows[i]
-			if _, err := tx.Exec(qEnqueue, string(r.server), batches[i].txn, string(r.event), string(r.edu)); err != nil {
+			r, err := &rows[i], error(nil)
+			if batches[i] == nil {
+				_, err = tx.Exec(qBehind, string(r.server), string(r.room), string(r.event))
+			} else {
+				_, err = tx.Exec(qEnqueue, string(r.server), batches[i].txn, string(r.event), string(r.edu), string(r.room))
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -201,6 +218,10 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for i, b := range batches {
+		if b == nil {
+			q.dests[rows[i].server].noting.Done()
+			continue
+		}
 		if b.writing--; b.writing == 0 && b.taken {
 			close(b.settled)
 		}
@@ -239,13 +260,17 @@ func (q *queue) volatile(server matrix.ServerName, add func(*volatile)) {
 	q.start(d)
 }
 
-// place finds the batch of each row.
+// place finds the batch of each row; nil for one that is only to be noted.
 func (q *queue) place(rows []row) []*batch {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	out := make([]*batch, len(rows))
 	for i := range rows {
 		d := q.dest(rows[i].server)
+		if d.behind && rows[i].room != "" {
+			d.noting.Add(1)
+			continue
+		}
 		var b *batch
 		if n := len(d.batches); n > 0 {
 			b = d.batches[n-1]
@@ -319,7 +344,7 @@ func (q *queue) take(d *destination) (b *batch, edus []json.RawMessage, ok bool)
 	}
 	if b == nil && edus == nil {
 		d.running = false
-		if d.failures == 0 {
+		if d.failures == 0 && !d.behind {
 			delete(q.dests, d.name)
 		}
 		return nil, nil, false
@@ -341,6 +366,10 @@ func (q *queue) work(d *destination) {
 		if !q.rest(d) {
 			return
 		}
+		if err := q.resume(d); err != nil {
+			q.failed(d, nil, err)
+			continue
+		}
 		b, edus, ok := q.take(d)
 		if !ok {
 			return
@@ -352,10 +381,25 @@ func (q *queue) work(d *destination) {
 				return
 			}
 		}
-		if err := q.send(d, b, edus); err != nil && q.ctx.Err() == nil {
+		err := q.send(d, b, edus)
+		if err == nil {
+			err = q.catchUp(d)
+		}
+		if err != nil && q.ctx.Err() == nil {
 			q.failed(d, b, err)
 		}
 	}
+}
+
+// resume queues what a server has missed, once nothing else is there to find out whether it is back.
+func (q *queue) resume(d *destination) error {
+	q.mu.Lock()
+	some := !d.behind || len(d.batches) > 0
+	q.mu.Unlock()
+	if some {
+		return nil
+	}
+	return q.catchUp(d)
 }
 
 // rest waits while the destination is left alone; false when the queue stops.
@@ -497,6 +541,7 @@ func (q *queue) sent(d *destination, b *batch) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.note(d.name, q.now())
 	if b != nil {
 		d.batches = d.batches[1:]
 	}

@@ -296,3 +296,89 @@ func FuzzAuthorizationHeader(f *testing.F) {
 		}
 	})
 }
+
+// TestQueueOfAServerThatIsAway: what waits for a server that does not answer stays small, over a restart too, and it
+// hears the newest of each room and every EDU when it is back.
+func TestQueueOfAServerThatIsAway(t *testing.T) {
+	t.Parallel()
+	db := sqldbtest.Open(t)
+	f := &far{news: make(chan struct{}, 1), down: true}
+	q, stop := newQueue(t, db, f)
+	ev := func(room string, i int) row {
+		return row{server: "a.test", event: matrix.EventID(fmt.Sprintf("$%s-%04d", room, i)), room: matrix.RoomID("!" + room)}
+	}
+	put := func(rows ...row) {
+		t.Helper()
+		if err := q.put(t.Context(), rows, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	count := func(query string) (n int) {
+		t.Helper()
+		if err := db.Read(t.Context(), func(tx *sqldb.Tx) error { return tx.QueryRow(query).Scan(&n) }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	put(ev("x", 0), row{server: "a.test", event: "$kept"})
+	f.wait(t, "an attempt", func(got []delivery) bool { return len(got) > 0 })
+	var rows []row
+	for i := 1; i <= 1500; i++ {
+		if rows = append(rows, ev("x", i), ev("y", i)); i <= 600 {
+			rows = append(rows, row{server: "a.test", edu: newEDU("m.direct_to_device", map[string]any{"n": i})})
+		}
+		if i%100 == 0 {
+			put(rows...)
+			rows = nil
+		}
+	}
+	tries := 1
+	behind := func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.dests["a.test"].behind
+	}
+	for !behind() {
+		q.alive("a.test") // heard of, but still it does not take anything
+		tries++
+		f.wait(t, "another attempt", func(got []delivery) bool { return len(got) >= tries || behind() })
+	}
+	put(ev("x", 1501), ev("z", 1), row{server: "a.test", event: "$also-kept"})
+	for count(`SELECT count(*) FROM fed_behind`) != 3 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	if n := count(`SELECT count(*) FROM fed_queue WHERE event_id <> ''`); n > maxPDUs+2 {
+		t.Errorf("%d events wait in the queue", n)
+	}
+	stop()
+	f.mu.Lock()
+	f.down, f.got = false, nil
+	f.mu.Unlock()
+	q, _ = newQueue(t, db, f)
+	q.alive("a.test")
+	newest := map[string]bool{"$x-1501": true, "$y-1500": true, "$z-0001": true, "$also-kept": true, "$kept": true}
+	got := f.wait(t, "the newest events and all EDUs", func(got []delivery) bool {
+		edus, seen := 0, 0
+		for _, d := range got {
+			edus += len(d.EDUs)
+			for _, p := range d.PDUs {
+				var e struct{ ID string }
+				if json.Unmarshal(p, &e) == nil && newest[e.ID] {
+					seen++
+				}
+			}
+		}
+		return edus == 600 && seen == len(newest)
+	})
+	if n := pduCount(got); n > maxPDUs+10 {
+		t.Errorf("%d events were sent", n)
+	}
+	for count(`SELECT (SELECT count(*) FROM fed_queue) + (SELECT count(*) FROM fed_behind) + (SELECT count(*) FROM fed_destinations)`) != 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
+	put(ev("x", 1502)) // as ever
+	f.wait(t, "what comes later", func(got []delivery) bool {
+		last := got[len(got)-1].PDUs
+		return len(last) == 1 && strings.Contains(string(last[0]), "$x-1502")
+	})
+}

@@ -15,7 +15,7 @@ import (
 
 const (
 	maxBackfill = 100
-	maxMissing  = 20
+	maxMissing  = 50
 	maxFrom     = 50
 )
 

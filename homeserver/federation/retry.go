@@ -46,6 +46,9 @@ func (q *queue) failed(d *destination, b *batch, cause error) {
 		}
 		return
 	}
+	if err := q.away(d); err != nil && q.ctx.Err() == nil {
+		log.WithError(err).Warn("too much waits for another server")
+	}
 	// Only for the next run: losing it costs one attempt.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(q.ctx), 10*time.Second)
 	defer cancel()
