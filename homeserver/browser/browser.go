@@ -188,12 +188,18 @@ func (v *Visit) language() string {
 	if l := v.Cookie(langCookie); l == "zh" || l == "en" {
 		return l
 	}
-	wish := v.R.Header.Get("Accept-Language")
 	if ui := v.Query("ui_locales"); ui != "" { // of OpenID Connect: what the client is shown in
-		wish = strings.ReplaceAll(ui, " ", ",")
+		l := preferred(strings.ReplaceAll(ui, " ", ","))
+		v.SetCookie(langCookie, l, 0) // for the pages that follow
+		return l
 	}
+	return preferred(v.R.Header.Get("Accept-Language"))
+}
+
+// preferred picks of the languages that there are, by the form of Accept-Language.
+func preferred(wish string) string {
 	if len(wish) > 500 {
-		wish = ""
+		return "zh"
 	}
 	tags, _, err := language.ParseAcceptLanguage(wish)
 	if err != nil || len(tags) == 0 {

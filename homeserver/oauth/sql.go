@@ -27,7 +27,7 @@ const (
 	qDeviceByCode  = `SELECT client_id, device_id, scope, expires_at, state, user_id, auth_at FROM oauth_device_codes WHERE user_code = $1`
 	qDecideDevice  = `UPDATE oauth_device_codes SET state = $2, user_id = $3, auth_at = $4 WHERE user_code = $1 AND state = 'pending' AND expires_at > $5`
 	qTakeDevice    = `UPDATE oauth_device_codes SET state = 'used' WHERE code_hash = $1 AND state = 'approved'`
-	qUserDevices   = `DELETE FROM oauth_device_codes WHERE user_id = $1`
+	qUserDevices   = `DELETE FROM oauth_device_codes WHERE user_id = $1 AND user_id <> ''`
 	qOldDevices    = `DELETE FROM oauth_device_codes WHERE expires_at < $1`
 	qInsertBrowser = `INSERT INTO oauth_browsers (token_hash, user_id, auth_at, expires_at) VALUES ($1, $2, $3, $4)`
 	qBrowser       = `SELECT user_id, auth_at, expires_at FROM oauth_browsers WHERE token_hash = $1`

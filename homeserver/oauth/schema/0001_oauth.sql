@@ -33,6 +33,7 @@ CREATE TABLE oauth_device_codes (
     user_id    TEXT NOT NULL DEFAULT '',
     auth_at    BIGINT NOT NULL DEFAULT 0
 );
+CREATE INDEX oauth_device_codes_user ON oauth_device_codes (user_id) WHERE user_id <> '';
 CREATE INDEX oauth_device_codes_expiry ON oauth_device_codes (expires_at);
 -- Browsers that are signed in to the account pages.
 CREATE TABLE oauth_browsers (
