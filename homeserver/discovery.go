@@ -72,7 +72,7 @@ func (s *Server) getCapabilities(c *httpapi.Call) (any, error) {
 	for _, v := range rooms.Versions() {
 		available[v] = "stable"
 	}
-	return map[string]any{"capabilities": map[string]any{
+	capabilities := map[string]any{
 		"org.matrix.msc4140.delayed_events": s.delayed.Capability(),
 		"m.room_versions":                   map[string]any{"default": s.rooms.DefaultVersion(), "available": available},
 		"m.change_password":                 map[string]bool{"enabled": legacy && s.accounts.PasswordsAllowed()},
@@ -81,7 +81,11 @@ func (s *Server) getCapabilities(c *httpapi.Call) (any, error) {
 		"m.profile_fields":                  map[string]bool{"enabled": true},
 		"m.3pid_changes":                    map[string]bool{"enabled": legacy && s.mayChange},
 		"m.get_login_token":                 map[string]bool{"enabled": legacy},
-	}}, nil
+	}
+	if c.Caller.Admin {
+		capabilities["m.account_moderation"] = map[string]bool{"suspend": true, "lock": true}
+	}
+	return map[string]any{"capabilities": capabilities}, nil
 }
 
 func (s *Server) getWellKnown(*httpapi.Call) (any, error) {

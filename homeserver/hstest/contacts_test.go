@@ -521,3 +521,63 @@ func TestRegistrationWithAnAddress(t *testing.T) {
 	want(t, "token", register(obj{"type": accounts.StageToken, "token": "welcome"}), 401, "")
 	want(t, "late", register(obj{"type": "m.login.email.identity", "threepid_creds": obj{"sid": late, "client_secret": "one"}}), 400, "M_THREEPID_IN_USE")
 }
+
+func TestAdministratorsVouchForAddresses(t *testing.T) {
+	t.Parallel()
+	p, opts := withPost(t, func(o *homeserver.Options) { o.Contacts.Fixed = true })
+	s := hstest.New(t, opts...)
+	alice, root := s.User("alice"), s.User("root")
+	if err := s.Accounts().SetAdmin(t.Context(), "@root:a.example", true); err != nil {
+		t.Fatal(err)
+	}
+	path := "/_carillon/admin/v1/users/@alice:a.example/contacts"
+	mine := obj{"medium": "email", "address": "Alice@Mail.example"}
+	for _, r := range [][2]string{{"GET", path}, {"POST", path}, {"DELETE", path + "/email/alice@mail.example"}} {
+		alice.Refused(403, "M_FORBIDDEN", r[0], r[1], nil)
+		want(t, "nobody", s.Do("", r[0], r[1], nil), 401, "M_MISSING_TOKEN")
+		root.Refused(404, "M_NOT_FOUND", r[0], strings.Replace(r[1], "@alice", "@nobody", 1), nil)
+		root.Refused(400, "M_INVALID_PARAM", r[0], strings.Replace(r[1], "a.example", "b.example", 1), nil)
+	}
+	root.Refused(400, "M_MISSING_PARAM", "POST", path, obj{})
+	root.Refused(400, "M_INVALID_PARAM", "POST", path, obj{"medium": "email", "address": "x"})
+	if a := root.Do("POST", path, mine); a.Status != 201 {
+		t.Fatalf("%d %s", a.Status, a.Body)
+	}
+	root.Refused(400, "M_THREEPID_IN_USE", "POST", strings.Replace(path, "alice", "root", 1), mine)
+	if got := root.OK("GET", path, nil); got.Get("threepids.0.address").Str != "alice@mail.example" {
+		t.Error(got)
+	}
+	if len(p.All("")) != 0 {
+		t.Error("a message was sent")
+	}
+	// It serves to log in and to reset the password, though she cannot change it.
+	id := obj{"type": "m.id.thirdparty", "medium": "email", "address": "alice@mail.example"}
+	want(t, "log-in", s.Do("", "POST", hstest.Path("login"), obj{"type": "m.login.password", "identifier": id, "password": "password of alice"}), 200, "")
+	alice.Refused(403, "M_FORBIDDEN", "POST", hstest.V3+"/account/3pid/delete", mine)
+	p.prove(t, s, "", "account/password", "alice@mail.example", "lost")
+	root.OK("DELETE", path+"/email/alice@mail.example", nil)
+	root.Refused(404, "M_NOT_FOUND", "DELETE", path+"/email/alice@mail.example", nil)
+
+	moderate := `capabilities.m\.account_moderation.lock`
+	if !root.OK("GET", hstest.V3+"/capabilities", nil).Get(moderate).Bool() || alice.OK("GET", hstest.V3+"/capabilities", nil).Get(moderate).Exists() {
+		t.Error("m.account_moderation")
+	}
+	// A locked account cannot come back by its address, nor reset its password.
+	if a := root.Do("POST", path, mine); a.Status != 201 {
+		t.Fatal(a)
+	}
+	root.OK("PUT", "/_matrix/client/v1/admin/lock/@alice:a.example", obj{"locked": true})
+	alice.Refused(401, "M_USER_LOCKED", "GET", hstest.Path("account", "3pid"), nil)
+	want(t, "log-in", s.Do("", "POST", hstest.Path("login"), obj{"type": "m.login.password", "identifier": id, "password": "password of alice"}), 401, "M_USER_LOCKED")
+	sid := p.prove(t, s, "", "account/password", "alice@mail.example", "again")
+	reset := obj{"new_password": "something new", "auth": obj{"type": "m.login.email.identity", "threepid_creds": obj{"sid": sid, "client_secret": "again"}}}
+	if a := s.Do("", "POST", hstest.Path("account", "password"), reset); a.Status != 401 || a.Code() != "M_USER_LOCKED" || !a.Get("soft_logout").Bool() {
+		t.Errorf("reset of a locked account: %d %s", a.Status, a.Body)
+	}
+	root.OK("PUT", "/_matrix/client/v1/admin/lock/@alice:a.example", obj{"locked": false})
+	alice.OK("GET", hstest.Path("account", "3pid"), nil)
+	// Who is suspended may have an address added, not removed.
+	root.OK("PUT", "/_matrix/client/v1/admin/suspend/@alice:a.example", obj{"suspended": true})
+	alice.OK("GET", hstest.Path("account", "3pid"), nil)
+	alice.Refused(403, "M_USER_SUSPENDED", "POST", hstest.V3+"/account/3pid/delete", mine)
+}

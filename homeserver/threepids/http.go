@@ -47,7 +47,7 @@ func (t *Threepids) Routes() []httpapi.Route {
 			open("POST", v3+"/account/password/"+medium+"/requestToken", t.request(medium, forPassword)),
 			open("POST", base+"/"+medium+"/submit_token", t.postToken))
 	}
-	return routes
+	return append(routes, t.adminRoutes()...)
 }
 
 // request makes the handler of one of the six endpoints that send a message.
