@@ -67,9 +67,9 @@ bench: ## the benchmarks of the hot pieces; BENCH=pattern chooses
 	$(GO) test -tags $(TAGS) -run '^$$' -bench '$(BENCH)' -benchmem ./...
 
 complement: build ## how to run the public Complement suite
-	@echo "test/complement/launch starts one homeserver from the environment (see its head)."
-	@echo "Any runner that starts it once per homeserver of a test can drive the suite:"
+	@echo "docs/conformance.md says how, and what comes out. Without Docker, any runner that starts"
 	@echo "  CARILLON_BIN=$(CURDIR)/bin/carillon test/complement/launch"
+	@echo "once per homeserver of a test can drive the suite (see its head)."
 
 clean: ## remove what make built; the data stays
 	rm -rf bin
