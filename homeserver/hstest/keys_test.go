@@ -23,7 +23,7 @@ type signer struct {
 	priv ed25519.PrivateKey
 }
 
-func newSigner(t *testing.T, name string) signer {
+func newSigner(t testing.TB, name string) signer {
 	t.Helper()
 	pub, priv, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -40,7 +40,7 @@ func (s signer) public() string {
 }
 
 // sign adds a signature to an object.
-func (s signer) sign(t *testing.T, user id.UserID, obj map[string]any) map[string]any {
+func (s signer) sign(t testing.TB, user id.UserID, obj map[string]any) map[string]any {
 	t.Helper()
 	bare := map[string]any{}
 	for k, v := range obj {
@@ -71,7 +71,7 @@ func (s signer) sign(t *testing.T, user id.UserID, obj map[string]any) map[strin
 }
 
 // uploadKeys uploads the keys of a user's device with n one-time keys.
-func uploadKeys(t *testing.T, u *hstest.User, n int) signer {
+func uploadKeys(t testing.TB, u *hstest.User, n int) signer {
 	t.Helper()
 	s := newSigner(t, string(u.DeviceID))
 	keys := s.sign(t, u.UserID, map[string]any{
@@ -209,7 +209,7 @@ func crossSign(t *testing.T, u *hstest.User) (master, self signer) {
 }
 
 // crossKeys makes cross-signing keys, in the form of their upload.
-func crossKeys(t *testing.T, u *hstest.User) (body map[string]any, master, self signer) {
+func crossKeys(t testing.TB, u *hstest.User) (body map[string]any, master, self signer) {
 	t.Helper()
 	master, self = newSigner(t, ""), newSigner(t, "")
 	user := newSigner(t, "")

@@ -54,7 +54,7 @@ var quirks = []struct{ why, old, new string }{
 }
 
 // loadSpec reads testdata/spec; see the NOTICE there.
-func loadSpec(t *testing.T) *apiSpec {
+func loadSpec(t testing.TB) *apiSpec {
 	t.Helper()
 	table, err := os.ReadFile("testdata/spec/endpoints.tsv")
 	if err != nil {

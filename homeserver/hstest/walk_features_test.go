@@ -106,7 +106,7 @@ func (w *walk) media() {
 }
 
 // page1 is a page that people link to.
-func page1(t *testing.T) string {
+func page1(t testing.TB) string {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")

@@ -24,14 +24,14 @@ import (
 var pending = []string{
 	"getWellknownPolicy", "getWellknownSupport", "getAuthMetadata", "redirectToSSO", "redirectToIdP",
 	"post3PIDs", "add3PID", "bind3PID", "delete3pidFromAccount", "unbind3pidFromAccount",
-	"requestTokenTo3PIDEmail", "requestTokenTo3PIDMSISDN", "requestTokenToRegisterEmail", "requestTokenToRegisterMSISDN",
+	"getAccount3PIDs", "requestTokenTo3PIDEmail", "requestTokenTo3PIDMSISDN", "requestTokenToRegisterEmail", "requestTokenToRegisterMSISDN",
 	"requestTokenToResetPasswordEmail", "requestTokenToResetPasswordMSISDN", "inviteBy3PID",
 }
 
 // walk calls the endpoints of the specification and holds each answer against its
 // schema.
 type walk struct {
-	t    *testing.T
+	t    testing.TB
 	s    *hstest.Server
 	spec *apiSpec
 
@@ -154,7 +154,7 @@ func (w *walk) no(status int, code string, u *hstest.User, op string, args ...an
 }
 
 // network is an application service that leads to a network of its own.
-func network(t *testing.T) string {
+func network(t testing.TB) string {
 	mux := http.NewServeMux()
 	answer := func(v any) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
@@ -186,7 +186,7 @@ func network(t *testing.T) string {
 	return srv.URL
 }
 
-func newWalk(t *testing.T) *walk {
+func newWalk(t testing.TB) *walk {
 	services := []*accounts.ApplicationService{
 		{
 			ID: "irc", URL: network(t), ASToken: "as-secret", HSToken: "hs-secret", SenderLocalpart: "irc_bot", Protocols: []string{"irc"},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -29,17 +30,22 @@ type Hostile struct {
 	// Allow excuses an answer of 500 and more; nil excuses none.
 	Allow func(method, route string, status int, code string) bool
 
-	// Brief sends a fourth of it all, another fourth each time.
+	// Brief sends a fourth of it all, another fourth each time, beginning with a
+	// random one.
 	Brief bool
 
-	Sent int // requests
-	turn int
+	Sent     int         // requests
+	Statuses map[int]int // how many were answered so
+	turn     int
 }
 
 // some is a list, or a part of it.
 func (h *Hostile) some(list []string) []string {
 	if !h.Brief {
 		return list
+	}
+	if h.turn == 0 {
+		h.turn = rand.IntN(4) + 1
 	}
 	h.turn++
 	var part []string
@@ -78,6 +84,10 @@ func (h *Hostile) Send(method, route, path, query string, body []byte, why strin
 	h.Sent++
 	h.Handler.ServeHTTP(rec, r)
 	status, answer = rec.Code, rec.Body.Bytes()
+	if h.Statuses == nil {
+		h.Statuses = map[int]int{}
+	}
+	h.Statuses[status]++
 	code := gjson.GetBytes(answer, "errcode").Str
 	complain := func(what string) {
 		h.T.Helper()
@@ -139,7 +149,7 @@ func (h *Hostile) Query(method, route string, vars map[string]string, params map
 		}
 	}
 	for _, raw := range []string{"%", "%zz=1", "a=b&a=c&&&=&;", strings.Repeat("a=1&", 2000), "\xff=\xff", "limit=1&limit=2"} {
-		h.Send(method, route, path, raw, body, "query")
+		h.Send(method, route, path, "timeout=0&"+raw, body, "query")
 	}
 }
 
@@ -160,7 +170,7 @@ func (h *Hostile) Bodies(method, route, path, query string) {
 // Body tries a good body with each of its parts replaced.
 func (h *Hostile) Body(method, route, path, query string, good []byte) {
 	h.T.Helper()
-	for why, b := range h.mutations(good) {
+	for why, b := range h.Mutations(good) {
 		h.Send(method, route, path, query, b, why)
 	}
 }
@@ -177,7 +187,8 @@ func (h *Hostile) values() []string {
 	})
 }
 
-func (h *Hostile) mutations(good []byte) map[string][]byte {
+// Mutations are a document with each of its parts replaced, by what was done.
+func (h *Hostile) Mutations(good []byte) map[string][]byte {
 	var doc any
 	if json.Unmarshal(good, &doc) != nil {
 		return nil
