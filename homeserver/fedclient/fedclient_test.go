@@ -281,6 +281,9 @@ func TestGuard(t *testing.T) {
 		"127.0.0.1": false, "::1": false, "169.254.1.1": false, "fe80::1": false, "fd00::1": false, "192.168.0.1": false,
 		"172.16.0.1": false, "100.64.0.1": false, "0.0.0.0": false, "::": false, "::ffff:127.0.0.1": false, "224.0.0.1": false,
 		"64:ff9b::7f00:1": false, "2002:7f00:1::": false, "255.255.255.255": false,
+		"169.254.169.254": false, "192.0.0.8": false, "198.18.0.1": false, "240.0.0.1": false, "::127.0.0.1": false, "::ffff:10.0.0.1": false,
+		"64:ff9b:1::a00:1": false, "2001:0:4136:e378:8000:63bf:3fff:fdd2": false, "ff02::1": false,
+		"3fff::1": false,
 	} {
 		if got := g.Permits(netip.MustParseAddr(ip)); got != want {
 			t.Errorf("%s: %v, want %v", ip, got, want)

@@ -15,6 +15,8 @@ type Guard struct {
 	Allow []netip.Prefix
 	// Deny are networks that are not reached although they are public. It wins over Allow.
 	Deny []netip.Prefix
+	// Only must permit a place as well, if it is set.
+	Only func(netip.AddrPort) bool
 }
 
 // closed are the ranges that no public server lives in.
@@ -29,11 +31,15 @@ var closed = []netip.Prefix{
 	netip.MustParsePrefix("198.51.100.0/24"),
 	netip.MustParsePrefix("203.0.113.0/24"),
 	netip.MustParsePrefix("240.0.0.0/4"),
+	netip.MustParsePrefix("::/96"), // IPv4 addresses in an old form
 	netip.MustParsePrefix("64:ff9b::/96"),
 	netip.MustParsePrefix("64:ff9b:1::/48"),
 	netip.MustParsePrefix("100::/64"),
+	netip.MustParsePrefix("2001::/23"), // tunnels (Teredo) and the like
 	netip.MustParsePrefix("2001:db8::/32"),
 	netip.MustParsePrefix("2002::/16"),
+	netip.MustParsePrefix("3fff::/20"),
+	netip.MustParsePrefix("5f00::/16"),
 	netip.MustParsePrefix("fec0::/10"),
 }
 
@@ -70,7 +76,7 @@ func (g Guard) Dialer() *net.Dialer {
 			if err != nil || (network != "tcp4" && network != "tcp6") {
 				return fmt.Errorf("%s %s is not an address to dial", network, address)
 			}
-			if !g.Permits(ap.Addr()) {
+			if !g.Permits(ap.Addr()) || g.Only != nil && !g.Only(ap) {
 				return fmt.Errorf("%s is in a network that requests are not sent to", ap.Addr())
 			}
 			return nil

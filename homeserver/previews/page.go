@@ -1,13 +1,18 @@
 package previews
 
 import (
+	"bufio"
+	"bytes"
 	"io"
 	"net/url"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/net/html"
 	"golang.org/x/net/html/charset"
+	"golang.org/x/text/encoding/simplifiedchinese"
+	"golang.org/x/text/encoding/traditionalchinese"
 )
 
 const (
@@ -24,6 +29,7 @@ const (
 type page struct {
 	properties map[string]string // og:…
 	image      string            // the address of its picture, "" for none
+	oembed     string            // where a description of it is, "" for none
 }
 
 // reading is a page on its way in. Of what occurs twice the first counts.
@@ -36,13 +42,45 @@ type reading struct {
 }
 
 // readPage reads as much of a page as there is; broken markup is no error. at is
-// where the page was found.
-func readPage(r io.Reader, contentType string, at *url.URL) page {
+// where the page was found, language what its reader prefers.
+func readPage(r io.Reader, contentType, language string, at *url.URL) page {
 	x := &reading{og: map[string]string{}, meta: map[string]string{}, base: at}
-	if decoded, err := charset.NewReader(r, contentType); err == nil {
-		x.read(decoded)
-	}
+	x.read(decode(r, contentType, language))
 	return x.page()
+}
+
+// peeked is how much of a page is looked at to find how it is encoded.
+const peeked = 1024
+
+// decode makes UTF-8 of a page. Where the page does not say how it is encoded, and it is not UTF-8, it is most
+// likely what has been usual in its reader's language, as browsers take it.
+func decode(r io.Reader, contentType, language string) io.Reader {
+	b := bufio.NewReader(r)
+	head, _ := b.Peek(peeked)
+	enc, _, certain := charset.DetermineEncoding(head, contentType)
+	told := certain || bytes.Contains(bytes.ToLower(head), []byte("charset"))
+	if !told && !utf8.Valid(trimPartial(head)) {
+		switch first, _, _ := strings.Cut(strings.ToLower(language), ","); {
+		case strings.HasPrefix(first, "zh-tw"), strings.HasPrefix(first, "zh-hk"), strings.HasPrefix(first, "zh-hant"):
+			enc = traditionalchinese.Big5
+		case strings.HasPrefix(first, "zh"):
+			enc = simplifiedchinese.GB18030
+		}
+	}
+	return enc.NewDecoder().Reader(b)
+}
+
+// trimPartial leaves out a character at the end that is cut in two.
+func trimPartial(b []byte) []byte {
+	for i := 1; i < utf8.UTFMax && i <= len(b); i++ {
+		if utf8.RuneStart(b[len(b)-i]) {
+			if !utf8.FullRune(b[len(b)-i:]) {
+				return b[:len(b)-i]
+			}
+			break
+		}
+	}
+	return b
 }
 
 func (x *reading) read(r io.Reader) {
@@ -114,6 +152,9 @@ func (x *reading) takeMeta(a map[string]string) {
 }
 
 func (x *reading) takeLink(a map[string]string) {
+	if strings.EqualFold(strings.TrimSpace(a["type"]), "application/json+oembed") && x.meta["oembed"] == "" && len(a["href"]) <= maxAddress {
+		x.meta["oembed"] = strings.TrimSpace(a["href"])
+	}
 	if strings.EqualFold(strings.TrimSpace(a["rel"]), "image_src") && x.meta["image_src"] == "" {
 		x.meta["image_src"] = clean(a["href"])
 	}
@@ -149,15 +190,24 @@ func (x *reading) page() page {
 		x.og["og:image:secure_url"], x.og["og:image"], x.og["og:image:url"],
 		x.meta["twitter:image"], x.meta["twitter:image:src"], x.meta["image_src"],
 	} {
-		if v == "" || len(v) > maxAddress {
-			continue
-		}
-		if u, err := x.base.Parse(v); err == nil && checkAddress(u) == nil {
-			p.image = u.String()
+		if p.image = x.address(v); p.image != "" {
 			break
 		}
 	}
+	p.oembed = x.address(x.meta["oembed"])
 	return p
+}
+
+// address is a whole address of what a page names; "" if it cannot be visited.
+func (x *reading) address(v string) string {
+	if v == "" || len(v) > maxAddress {
+		return ""
+	}
+	u, err := x.base.Parse(v)
+	if err != nil || checkAddress(u) != nil {
+		return ""
+	}
+	return u.String()
 }
 
 // clean is a text in one line, without control characters, and not too long.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"golang.org/x/text/encoding/simplifiedchinese"
+	"golang.org/x/text/encoding/traditionalchinese"
 
 	"github.com/carillon-chat/carillon/homeserver/fedclient"
 	"github.com/carillon-chat/carillon/homeserver/media"
@@ -41,16 +42,21 @@ type world struct {
 	hits     atomic.Int64
 }
 
-func open(t *testing.T, guard fedclient.Guard) *world {
+func open(t *testing.T, guard fedclient.Guard, change ...func(*previews.Options)) *world {
 	t.Helper()
 	w := &world{World: partstest.New(t, sqldbtest.Open(t), rooms.Options{}), mux: http.NewServeMux()}
 	files, err := media.New(w.Ctx, w.DB, nil, media.Options{Server: partstest.Here, Dir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.previews, err = previews.New(w.Ctx, w.DB, files, previews.Options{
-		Server: partstest.Here, Guard: guard, UserAgent: "Test", Now: func() time.Time { return time.Now().Add(time.Duration(w.now.Load())) },
-	})
+	o := previews.Options{
+		Server: partstest.Here, Guard: guard, UserAgent: "Test", Language: "zh-CN,zh;q=0.9",
+		Now: func() time.Time { return time.Now().Add(time.Duration(w.now.Load())) },
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	w.previews, err = previews.New(w.Ctx, w.DB, files, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +155,10 @@ func TestPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	big5, err := traditionalchinese.Big5.NewEncoder().String(`<title>專案進度</title>`)
+	if err != nil {
+		t.Fatal(err)
+	}
 	pic := picture(t, 3, 4)
 	large := append(picture(t, 1, 1), make([]byte, 9<<20)...)
 	w.serve("/large.png", "image/png", large)
@@ -162,6 +172,11 @@ func TestPages(t *testing.T) {
 		{"empty", "text/html", nil, `map[]`},
 		{"plain", "text/plain", []byte("<title>no page</title>"), `map[]`},
 		{"notype", "x", []byte("<title>no page</title>"), `map[]`},
+		{"big5", "text/html; charset=big5", []byte(big5), `map[og:title:專案進度]`},
+		{"big5meta", "text/html", []byte(`<meta http-equiv="Content-Type" content="text/html; charset=big5">` + big5), `map[og:title:專案進度]`},
+		{"gb18030", "text/html", []byte(`<meta charset="gb2312">` + gbk), `map[og:description:每周 og:title:项目进度]`},
+		{"untold", "text/html", []byte(gbk), `map[og:description:每周 og:title:项目进度]`}, // as the reader's language has it
+		{"utf8", "text/html", []byte(strings.Repeat(" ", 1000) + "<title>进度进度进度</title>"), `map[og:title:进度进度进度]`},
 		{"broken", "text/html", []byte(`<title>a<meta property="og:title" content="b`), `map[og:title:a<meta property="og:title" content="b]`},
 		{"twitter", "text/html", []byte(`<meta name="twitter:title" content="T"><meta name="twitter:description" content="D">`), `map[og:description:D og:title:T]`},
 		{"long", "text/html", []byte(`<title>` + strings.Repeat("字", 1200) + `</title>`), `map[og:title:` + strings.Repeat("字", 1000) + `…]`},
@@ -227,10 +242,15 @@ func TestRefused(t *testing.T) {
 // Addresses of the own network are out of reach, by number, by name and by
 // redirect.
 func TestOwnNetwork(t *testing.T) {
-	w := open(t, fedclient.Guard{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}})
-	inside, err := net.Listen("tcp", "127.0.0.2:0")
+	// Both stand on the same address; one port is the world, the other the inside.
+	guard := fedclient.Everywhere()
+	var world atomic.Uint32
+	guard.Only = func(at netip.AddrPort) bool { return uint32(at.Port()) == world.Load() }
+	w := open(t, guard)
+	world.Store(uint32(w.web.Listener.Addr().(*net.TCPAddr).Port))
+	inside, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		t.Skip("no second loopback address")
+		t.Fatal(err)
 	}
 	var reached atomic.Bool
 	secret := &http.Server{Handler: http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
@@ -273,5 +293,88 @@ func TestTogether(t *testing.T) {
 	wg.Wait()
 	if n := w.hits.Load(); n != 1 {
 		t.Errorf("%d visits", n)
+	}
+}
+
+func TestOEmbed(t *testing.T) {
+	w := open(t, fedclient.Everywhere())
+	w.serve("/thumb.png", "image/png", picture(t, 7, 5))
+	for name, c := range map[string]struct{ page, kind, body, want string }{
+		"video": {
+			"", "application/json", `{"version":"1.0","type":"video","title":"A film","provider_name":"Films","thumbnail_url":"thumb.png","html":"<iframe>"}`,
+			`A film|Films||7`,
+		},
+		"rich":       {"", "application/json; charset=utf-8", `{"type":"rich","author_name":"Wang","html":"<p>Hello <b>all</b><script>x</script></p>"}`, `Wang||Hello all|`},
+		"photo":      {"", "application/json", `{"type":"photo","title":"P","url":"/thumb.png"}`, `P|||7`},
+		"page first": {`<title>Mine</title>`, "application/json", `{"title":"Theirs","provider_name":"Films"}`, `Mine|Films||`},
+		"numbers":    {"", "application/json", `{"title":7,"provider_name":["x"],"thumbnail_url":{},"type":null}`, `|||`},
+		"no json":    {`<title>Mine</title>`, "application/json", `{"title":`, `Mine|||`},
+		"other kind": {"", "text/html", `{"title":"Theirs"}`, `|||`},
+		"too large":  {"", "application/json", `{"title":"Theirs","x":"` + strings.Repeat("x", 300<<10) + `"}`, `|||`},
+		"bad place":  {"", "application/json", `{"title":"T","thumbnail_url":"file:///etc/passwd"}`, `T|||`},
+	} {
+		path := "/" + strings.ReplaceAll(name, " ", "-")
+		w.serve(path+"/oembed", c.kind, []byte(c.body))
+		w.mux.HandleFunc("GET "+path+"/thumb.png", func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, "/thumb.png", http.StatusFound) })
+		address := w.serve(path+"/page", "text/html", []byte(`<link rel="alternate" type="application/json+oembed" href="oembed">`+c.page))
+		got := w.preview(address)
+		text := func(name string) string {
+			if got[name] == nil {
+				return ""
+			}
+			return fmt.Sprint(got[name])
+		}
+		if line := text("og:title") + "|" + text("og:site_name") + "|" + text("og:description") + "|" + text("og:image:width"); line != c.want {
+			t.Errorf("%s: %s, want %s", name, line, c.want)
+		}
+	}
+}
+
+// Which hosts are visited can be set, for pages, pictures and redirects alike.
+func TestHosts(t *testing.T) {
+	w := open(t, fedclient.Everywhere(), func(o *previews.Options) {
+		o.Allow, o.Deny = []string{"127.0.0.1", "*.Corp.example", "bücher.example"}, []string{"secret.corp.example"}
+	})
+	page := w.serve("/page", "text/html", []byte(`<title>t</title><meta property="og:image" content="`+strings.Replace(w.web.URL, "127.0.0.1", "localhost", 1)+`/a.png">`))
+	w.serve("/a.png", "image/png", picture(t, 2, 2))
+	if got := w.preview(page); len(got) != 1 {
+		t.Errorf("got %v", got)
+	}
+	w.mux.HandleFunc("/away", func(rw http.ResponseWriter, r *http.Request) {
+		http.Redirect(rw, r, strings.Replace(w.web.URL, "127.0.0.1", "localhost", 1)+"/page", http.StatusFound)
+	})
+	w.Want(alice, "GET", path+"?url="+url.QueryEscape(w.web.URL+"/away"), "", 502, "M_UNKNOWN")
+	for host, permitted := range map[string]bool{
+		"localhost": false, "example.org": false, "corp.example": false, "secret.corp.example": false, "SECRET.corp.example.": false,
+		"www.corp.example": true, "xn--bcher-kva.example": true, "BÜCHER.example": true,
+	} {
+		code, body := w.Do(alice, "GET", path+"?url="+url.QueryEscape("http://"+host+":1/"), "")
+		if refused := code == 403 && strings.Contains(body, "M_FORBIDDEN"); refused == permitted {
+			t.Errorf("%s: %d %s", host, code, body)
+		}
+	}
+}
+
+// Who names a language is given pages in it; for others the company's is asked for.
+func TestLanguage(t *testing.T) {
+	w := open(t, fedclient.Everywhere())
+	w.mux.HandleFunc("GET /page", func(rw http.ResponseWriter, r *http.Request) {
+		rw.Header().Set("Content-Type", "text/html")
+		fmt.Fprintf(rw, "<title>%s %s</title>", r.Header.Get("Accept-Language"), r.Header.Get("User-Agent"))
+	})
+	address := w.web.URL + "/page"
+	if got := w.preview(address)["og:title"]; got != "zh-CN,zh;q=0.9 Test" {
+		t.Errorf("got %v", got)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), "GET", path+"?url="+url.QueryEscape(address), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+string(alice))
+	req.Header.Set("Accept-Language", "de")
+	rec := httptest.NewRecorder()
+	w.API.ServeHTTP(rec, req)
+	if !strings.Contains(rec.Body.String(), "de Test") {
+		t.Errorf("got %s", rec.Body)
 	}
 }

@@ -93,8 +93,12 @@ func (p *Previews) visit(ctx context.Context, address, language string) (data ma
 	case kind != "text/html" && kind != "application/xhtml+xml":
 		return map[string]any{}, "", nil // nothing to say about it
 	}
-	page := readPage(io.LimitReader(resp.Body, maxPage), contentType, resp.Request.URL)
+	if language == "" {
+		language = p.opts.Language
+	}
+	page := readPage(io.LimitReader(resp.Body, maxPage), contentType, language, resp.Request.URL)
 	resp.Body.Close()
+	p.describe(ctx, &page, language)
 	data = make(map[string]any, len(page.properties)+4)
 	for k, v := range page.properties {
 		data[k] = v
