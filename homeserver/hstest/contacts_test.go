@@ -281,6 +281,29 @@ func TestATelephoneNumberIsProvenByCode(t *testing.T) {
 	}
 }
 
+func TestPagesLeadOn(t *testing.T) {
+	t.Parallel()
+	p, opts := withPost(t, func(o *homeserver.Options) { o.Contacts.NextHosts = []string{"App.example"} })
+	s := hstest.New(t, opts...)
+	for next, leads := range map[string]bool{
+		"https://app.example/done?a=1": true, publicURL + "/x": true, "https://app.example.evil.example/": false, "https://evil.example/": false,
+	} {
+		secret := strings.Trim(next[8:], "/?=") // any: a session for each
+		secret = strings.NewReplacer("/", "-", "?", "-").Replace(secret)
+		a := s.Do("", "POST", hstest.V3+"/account/3pid/email/requestToken", obj{"client_secret": secret, "email": "a@mail.example", "send_attempt": 1, "next_link": next})
+		want(t, next, a, 200, "")
+		list := p.All("a@mail.example")
+		link := linkIn(t, s, list[len(list)-1].Text)
+		if _, _, page := visit(t, link+"&lang=en", nil); !strings.Contains(page, "确认邮箱") { // the link's own language comes first
+			t.Error(page)
+		}
+		status, location, page := visit(t, link, url.Values{})
+		if leads && (status != 303 || location != next) || !leads && (status != 200 || location != "" || !strings.Contains(page, next)) {
+			t.Errorf("%s: %d %q %s", next, status, location, page)
+		}
+	}
+}
+
 func TestSessionsExpire(t *testing.T) {
 	t.Parallel()
 	p, opts := withPost(t)

@@ -376,6 +376,17 @@ func TestProofsBroughtByClients(t *testing.T) {
 	// The signature covers the sender too: what identity servers give to clients.
 	bob.OK("POST", join, obj{"third_party_signed": ids.sign(obj{"sender": alice.UserID, "mxid": bob.UserID, "token": token})})
 	bob.Say(room, "我来了")
+	for _, version := range []string{"1", "6", "10", "11"} { // their rules and forms of events differ
+		room := alice.Room(&mautrix.ReqCreateRoom{Preset: "private_chat", RoomVersion: id.RoomVersion(version)})
+		alice.OK("POST", hstest.Path("rooms", string(room), "invite"), ids.invitation("bob@mail.example"))
+		kept := ids.kept["bob@mail.example"]
+		proof := ids.sign(obj{"mxid": bob.UserID, "token": kept[len(kept)-1]["token"]})
+		signed, err := sjson.SetBytes(proof, "sender", alice.UserID) // told beside what is signed
+		if err != nil {
+			t.Fatal(err)
+		}
+		bob.OK("POST", hstest.Path("rooms", string(room), "join"), obj{"third_party_signed": json.RawMessage(signed)})
+	}
 
 	// What was published is taken back when the address goes, and when the account closes.
 	post := func(u *hstest.User, path string, body obj) gjson.Result {

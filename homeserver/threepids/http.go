@@ -202,6 +202,10 @@ func (t *Threepids) postAdd(c *httpapi.Call) (any, error) {
 	if q.SID == "" || q.Secret == "" {
 		return nil, matrix.MissingParam("client_secret and sid are needed")
 	}
+	// Looked at first, so that nobody proves who they are in vain.
+	if _, err := t.proven(c.Ctx(), q.SID, q.Secret, "", forAccount, c.Caller.User); err != nil {
+		return nil, err
+	}
 	if err := t.accounts.UIA().Require(c); err != nil {
 		return nil, err
 	}

@@ -17,7 +17,7 @@ import (
 var _ rooms.Identity = (*Threepids)(nil)
 
 // maxOnBind bounds the invitations that one notification brings.
-const maxOnBind = 100
+const maxOnBind = 50
 
 // KeyValid implements rooms.Identity.
 func (t *Threepids) KeyValid(ctx context.Context, validity, key string) (bool, error) {
@@ -84,6 +84,10 @@ func (t *Threepids) onBind(c *httpapi.Call) (any, error) {
 	user, err := matrix.ParseUserID(q.User)
 	if err != nil {
 		return nil, err
+	}
+	// Each invitation may cost a request to another server.
+	if ok, retry := t.onbind.Allow(c.RemoteIP()); !ok {
+		return nil, matrix.LimitExceeded(retry)
 	}
 	if q.Invites == nil {
 		return nil, matrix.MissingParam("invites is needed")

@@ -191,7 +191,8 @@ func codePage(medium, lang, sid, secret string) pages.Page {
 		Title: pages.Text{ZH: "输入验证码", EN: "Enter the code"}.In(lang),
 		Text:  []string{pages.Text{ZH: "我们已发送一条短信，请输入其中的验证码。", EN: "A text has been sent to you. Enter the code that is in it."}.In(lang)},
 		Form: &pages.Form{Button: pages.Text{ZH: "确认", EN: "Confirm"}.In(lang), Fields: []pages.Field{
-			{Name: "sid", Value: sid}, {Name: "secret", Value: secret},
+			{Name: "sid", Value: sid},
+			{Name: "secret", Value: secret},
 			{Name: "code", Label: pages.Text{ZH: "验证码", EN: "Code"}.In(lang), Autocomplete: "one-time-code"},
 		}},
 	}

@@ -96,6 +96,7 @@ type Threepids struct {
 	busy    gate.Keyed[string] // sessions in use
 	address *gate.Limiter[string]
 	client  *gate.Limiter[string]
+	onbind  *gate.Limiter[string] // notifications of identity servers, by their network address
 }
 
 // New prepares the module and makes it known to accounts.
@@ -129,6 +130,7 @@ func New(ctx context.Context, db *sqldb.DB, acc *accounts.Accounts, r *rooms.Roo
 	}
 	t.address = gate.NewLimiter[string](perAddress/3600, int(perAddress), 50_000, t.opts.Now)
 	t.client = gate.NewLimiter[string](perClient/3600, int(perClient), 50_000, t.opts.Now)
+	t.onbind = gate.NewLimiter[string](1, 30, 10_000, t.opts.Now)
 	contacts := accounts.Contacts{UserOf: t.UserOf, Registered: t.registered, Unbind: t.unbindAll}
 	if o.SMS != nil {
 		contacts.Phone = Phone
