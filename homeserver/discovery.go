@@ -52,6 +52,9 @@ func (s *Server) getVersions(*httpapi.Call) (any, error) {
 			"org.matrix.msc4140":            s.opts.Realtime.MaxScheduled >= 0, // delayed events
 			"org.matrix.msc4143":            true,                              // transports of calls
 			"org.matrix.msc4354":            true,                              // sticky events
+			"org.matrix.msc3391":            true,                              // deletion of account data
+			"org.matrix.msc3814":            true,                              // dehydrated devices
+			"org.matrix.msc4155":            true,                              // filters of invitations
 			"org.matrix.msc3874":            true,                              // filters by relation
 			"org.matrix.msc4222":            true,                              // state_after
 			"org.matrix.msc4133.stable":     true,                              // profile fields

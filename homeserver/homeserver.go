@@ -320,7 +320,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	eo := e2ee.Deps{
-		Devices: dev, Rooms: s.hub, ShareNames: true,
+		Devices: dev, Dehydration: dev, Rooms: s.hub, ShareNames: true,
 		Authorise: s.authoriseReset,
 	}
 	po := profiles.Options{Server: o.ServerName, Now: o.Now}

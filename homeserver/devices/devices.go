@@ -239,38 +239,50 @@ func (d *Devices) Delete(ctx context.Context, user matrix.UserID, devices []matr
 	if len(devices) == 0 {
 		return nil
 	}
-	ids := make([]string, len(devices))
-	for i, id := range devices {
-		ids[i] = string(id)
-	}
 	_, err := d.log.Append(ctx, len(devices), func(tx *sqldb.Tx, first stream.Pos) ([]stream.Change, error) {
-		n, err := tx.Exec(qDelete, string(user), ids)
-		if err != nil {
-			return nil, err
-		}
-		for _, h := range d.hooks {
-			if h.InTx == nil {
-				continue
-			}
-			if err := h.InTx(tx, user, devices); err != nil {
-				return nil, err
-			}
-		}
-		if n == 0 {
-			return nil, nil
-		}
-		if d.keys != nil {
-			for _, id := range devices {
-				if err := d.keys.DeleteDevice(tx, user, id); err != nil {
-					return nil, err
-				}
-			}
-		}
-		return d.changes(tx, first, user, devices)
+		return d.DeleteTx(tx, first, user, devices)
 	})
 	if err != nil {
 		return fmt.Errorf("deleting devices: %w", err)
 	}
+	d.Deleted(user, devices)
+	return nil
+}
+
+// DeleteTx is Delete in the transaction of an append, which gives it as many positions as there are devices. Deleted
+// must follow when that is committed.
+func (d *Devices) DeleteTx(tx *sqldb.Tx, first stream.Pos, user matrix.UserID, devices []matrix.DeviceID) ([]stream.Change, error) {
+	ids := make([]string, len(devices))
+	for i, id := range devices {
+		ids[i] = string(id)
+	}
+	n, err := tx.Exec(qDelete, string(user), ids)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range d.hooks {
+		if h.InTx == nil {
+			continue
+		}
+		if err := h.InTx(tx, user, devices); err != nil {
+			return nil, err
+		}
+	}
+	if n == 0 {
+		return nil, nil
+	}
+	if d.keys != nil {
+		for _, id := range devices {
+			if err := d.keys.DeleteDevice(tx, user, id); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return d.changes(tx, first, user, devices)
+}
+
+// Deleted tells those who have to know of devices that DeleteTx has removed.
+func (d *Devices) Deleted(user matrix.UserID, devices []matrix.DeviceID) {
 	d.mu.Lock()
 	d.gen++
 	for _, id := range devices {
@@ -283,7 +295,6 @@ func (d *Devices) Delete(ctx context.Context, user matrix.UserID, devices []matr
 			h.After(user, devices)
 		}
 	}
-	return nil
 }
 
 // DeleteOthers removes all devices of the user but keep.

@@ -4,7 +4,7 @@
 //
 // Tables: device_keys, cross_signing_keys, key_signatures, one_time_keys,
 // fallback_keys, device_list_changes, remote_device_lists, to_device,
-// to_device_remote, to_device_txns, backups, backup_keys.
+// to_device_remote, to_device_txns, backups, backup_keys, dehydrated_devices.
 //
 // Spec: client-server-api#end-to-end-encryption,
 // client-server-api#send-to-device-messaging, server-server-api#end-to-end-encryption,
@@ -140,7 +140,7 @@ func (k *Keys) Prune(ctx context.Context) error {
 // DeleteDevice drops everything of a device that is being deleted. The caller
 // appends the change of the device list, see ListChanged.
 func (k *Keys) DeleteDevice(tx *sqldb.Tx, user matrix.UserID, id matrix.DeviceID) error {
-	for _, q := range [...]string{qDropDeviceKeys, qDropOneTime, qDropFallback, qDropInbox, qDropSignatures} {
+	for _, q := range [...]string{qDropDeviceKeys, qDropOneTime, qDropFallback, qDropInbox, qDropSignatures, qDropDehydrated} {
 		if _, err := tx.Exec(q, string(user), string(id)); err != nil {
 			return err
 		}

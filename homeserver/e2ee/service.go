@@ -37,6 +37,8 @@ type Deps struct {
 	Remote  Remote // nil: there is no federation
 	// Authorise makes the caller prove once more who they are (interactive authentication); its error is the answer.
 	Authorise func(c *httpapi.Call) error
+	// Dehydration makes and removes dehydrated devices; nil: there are none.
+	Dehydration Dehydration
 	// Changes answers /keys/changes between two sync tokens, as /sync does; nil: without those who have left.
 	Changes func(ctx context.Context, user matrix.UserID, from, to string) (changed, left []matrix.UserID, err error)
 	// ShareNames tells other servers the display names of devices.
@@ -73,7 +75,7 @@ func (s *Service) Routes() []httpapi.Route {
 	}
 	guest := func(r httpapi.Route) httpapi.Route { r.AllowGuest = true; return r }
 	unlimited := func(r httpapi.Route) httpapi.Route { r.RateLimit = false; return r }
-	return []httpapi.Route{
+	return append(s.dehydratedRoutes(), []httpapi.Route{
 		guest(unlimited(user(http.MethodPost, v3+"/keys/upload", maxUpload, s.upload))),
 		guest(unlimited(user(http.MethodPost, v3+"/keys/query", maxUpload, s.query))),
 		guest(unlimited(user(http.MethodPost, v3+"/keys/claim", maxUpload, s.claim))),
@@ -95,7 +97,7 @@ func (s *Service) Routes() []httpapi.Route {
 		user(http.MethodPut, session, 0, s.putBackupKeys),
 		unlimited(user(http.MethodGet, session, 0, s.backupKeys)),
 		user(http.MethodDelete, session, 0, s.deleteBackupKeys),
-	}
+	}...)
 }
 
 // Times that a client may ask to wait for other servers.

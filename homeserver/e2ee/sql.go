@@ -59,6 +59,11 @@ const (
 		ON CONFLICT (user_id, device_id, txn_id) DO NOTHING`
 	qPruneTxns = `DELETE FROM to_device_txns WHERE ts < $1`
 
+	qDehydrated    = `SELECT device_id, data FROM dehydrated_devices WHERE user_id = $1`
+	qPutDehydrated = `INSERT INTO dehydrated_devices (user_id, device_id, data) VALUES ($1, $2, $3)
+		ON CONFLICT (user_id) DO UPDATE SET device_id = excluded.device_id, data = excluded.data`
+	qDropDehydrated = `DELETE FROM dehydrated_devices WHERE user_id = $1 AND device_id = $2`
+
 	qNextVersion    = `SELECT COALESCE(MAX(version), 0) + 1 FROM backups WHERE user_id = $1`
 	qCreateBackup   = `INSERT INTO backups (user_id, version, algorithm, auth_data, etag, count, deleted) VALUES ($1, $2, $3, $4, 0, 0, FALSE)`
 	qCurrentBackup  = `SELECT version, algorithm, auth_data, etag, count, deleted FROM backups WHERE user_id = $1 AND NOT deleted ORDER BY version DESC LIMIT 1`

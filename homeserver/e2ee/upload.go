@@ -138,40 +138,45 @@ func parseOneKeys(m map[string]json.RawMessage) ([]oneKey, error) {
 // store writes an upload in one commit and tells of what has changed.
 func (k *Keys) store(ctx context.Context, user matrix.UserID, id matrix.DeviceID, identity []byte, oneTime, fallback []oneKey) error {
 	_, err := k.log.Append(ctx, 2, func(tx *sqldb.Tx, pos stream.Pos) ([]stream.Change, error) {
-		var changes []stream.Change
-		if identity != nil {
-			changed, err := putDeviceKeys(tx, user, id, identity)
-			if err != nil {
-				return nil, err
-			}
-			if changed {
-				c, err := k.ListChanged(tx, pos, user, id)
-				if err != nil {
-					return nil, err
-				}
-				changes = append(changes, c)
-			}
+		return k.storeTx(tx, pos, user, id, identity, oneTime, fallback)
+	})
+	return err
+}
+
+// storeTx is store in the transaction of an append, with two positions from pos on.
+func (k *Keys) storeTx(tx *sqldb.Tx, pos stream.Pos, user matrix.UserID, id matrix.DeviceID, identity []byte, oneTime, fallback []oneKey) ([]stream.Change, error) {
+	var changes []stream.Change
+	if identity != nil {
+		changed, err := putDeviceKeys(tx, user, id, identity)
+		if err != nil {
+			return nil, err
 		}
-		for i := range oneTime {
-			if err := putOneTime(tx, user, id, &oneTime[i]); err != nil {
-				return nil, err
-			}
-		}
-		for i := range fallback {
-			if err := putFallback(tx, user, id, &fallback[i]); err != nil {
-				return nil, err
-			}
-		}
-		if len(oneTime)+len(fallback) > 0 {
-			c, err := countTx(tx, pos+1, user, id)
+		if changed {
+			c, err := k.ListChanged(tx, pos, user, id)
 			if err != nil {
 				return nil, err
 			}
 			changes = append(changes, c)
 		}
-		return changes, nil
-	})
-	return err
+	}
+	for i := range oneTime {
+		if err := putOneTime(tx, user, id, &oneTime[i]); err != nil {
+			return nil, err
+		}
+	}
+	for i := range fallback {
+		if err := putFallback(tx, user, id, &fallback[i]); err != nil {
+			return nil, err
+		}
+	}
+	if len(oneTime)+len(fallback) > 0 {
+		c, err := countTx(tx, pos+1, user, id)
+		if err != nil {
+			return nil, err
+		}
+		changes = append(changes, c)
+	}
+	return changes, nil
 }
 
 // putDeviceKeys stores identity keys unless they are there already.

@@ -254,3 +254,118 @@ func TestEventsWithoutSignatureAreHidden(t *testing.T) {
 	bob.Say(room, "yes")
 	alice.Hears(room, "yes")
 }
+
+// The device that waits for the next log-in: others encrypt to it, the new device
+// reads what they wrote, and there is one at most.
+func TestDehydratedDevice(t *testing.T) {
+	t.Parallel()
+	a, b := hstest.Pair(t)
+	alice, bob := a.User("alice"), b.User("bob")
+	joinVia(t, bob, alice.Room(&mautrix.ReqCreateRoom{Preset: "public_chat"}), a)
+	const base = "/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"
+	alice.Refused(404, "M_NOT_FOUND", "GET", base, nil)
+	alice.Refused(404, "M_NOT_FOUND", "DELETE", base, nil)
+	alice.Refused(403, "M_FORBIDDEN", "GET", base+"/DRY/events", nil)
+	body := func(device string) map[string]any {
+		return map[string]any{
+			"device_id": device, "device_data": map[string]any{"algorithm": "org.matrix.msc3814.v2", "device_pickle": "secret"},
+			"initial_device_display_name": "Dehydrated",
+			"device_keys": map[string]any{
+				"user_id": alice.UserID, "device_id": device, "dehydrated": true, "algorithms": []string{"m.olm.v1.curve25519-aes-sha2"},
+				"keys":       map[string]string{"curve25519:" + device: "c", "ed25519:" + device: "e"},
+				"signatures": map[string]any{string(alice.UserID): map[string]string{"ed25519:" + device: "s"}},
+			},
+			"one_time_keys": map[string]any{"signed_curve25519:one": map[string]any{"key": "k1"}},
+			"fallback_keys": map[string]any{"signed_curve25519:fall": map[string]any{"key": "k2", "fallback": true}},
+		}
+	}
+	for _, c := range []struct {
+		field string
+		value any
+		code  string
+	}{
+		{"device_id", nil, "M_MISSING_PARAM"},
+		{"device_data", nil, "M_MISSING_PARAM"},
+		{"device_keys", nil, "M_MISSING_PARAM"},
+		{"device_id", "OTHER", "M_BAD_JSON"},
+		{"device_id", 1, "M_BAD_JSON"},
+		{"device_data", map[string]any{}, "M_BAD_JSON"},
+		{"device_data", "x", "M_BAD_JSON"},
+	} {
+		q := body("DRY")
+		q[c.field] = c.value
+		if c.value == nil {
+			delete(q, c.field)
+		}
+		alice.Refused(400, c.code, "PUT", base, q)
+	}
+	alice.Refused(400, "M_INVALID_PARAM", "PUT", base, body(string(alice.DeviceID)))
+	alice.OK("PUT", base, body("DRY"))
+	if got := alice.OK("GET", base, nil); got.Get("device_id").Str != "DRY" || got.Get("device_data.device_pickle").Str != "secret" {
+		t.Errorf("stored: %s", got)
+	}
+	keys := map[string]any{"device_keys": map[string]any{string(alice.UserID): []string{}}}
+	at := "device_keys." + gjson.Escape(string(alice.UserID))
+	if got := bob.OK("POST", hstest.V3+"/keys/query", keys).Get(at + ".DRY"); !got.Get("dehydrated").Bool() {
+		t.Errorf("another server sees %s", got)
+	}
+	claim := map[string]any{"one_time_keys": map[string]any{string(alice.UserID): map[string]string{"DRY": "signed_curve25519"}}}
+	for _, want := range []string{"one", "fall", "fall"} {
+		got := bob.OK("POST", hstest.V3+"/keys/claim", claim)
+		if !got.Get("one_time_keys." + gjson.Escape(string(alice.UserID)) + ".DRY." + gjson.Escape("signed_curve25519:"+want)).Exists() {
+			t.Errorf("claimed %s, want %s", got, want)
+		}
+	}
+	for i := range 130 {
+		bob.OK("PUT", hstest.V3+fmt.Sprintf("/sendToDevice/m.test/%d", i), map[string]any{"messages": map[string]any{string(alice.UserID): map[string]any{"DRY": map[string]int{"n": i}}}})
+	}
+	all := func(path string) (n int64) {
+		for from := ""; ; {
+			r := alice.OK("GET", path+"?from="+from, nil)
+			n += r.Get("events.#").Int()
+			if from = r.Get("next_batch").Str; from == "" {
+				return n
+			}
+		}
+	}
+	a.Eventually("the messages", func() bool { return all(base+"/DRY/events") == 130 })
+	n, next := int64(0), ""
+	for rounds := 0; rounds < 10; rounds++ {
+		q := map[string]string{}
+		if next != "" {
+			q["next_batch"] = next
+		}
+		r := alice.OK("POST", base+"/DRY/events", q)
+		if r.Get("events.#").Int() == 0 {
+			break
+		}
+		n, next = n+r.Get("events.#").Int(), r.Get("next_batch").Str
+	}
+	if n != 130 {
+		t.Errorf("clients of the earlier text get %d messages", n)
+	}
+	alice.Refused(400, "M_INVALID_PARAM", "GET", base+"/DRY/events?from=x", nil)
+	alice.Refused(403, "M_FORBIDDEN", "GET", base+"/OTHER/events", nil)
+	if got := alice.RawSync("").Get("to_device.events.#").Int(); got != 0 {
+		t.Errorf("another device gets %d of the messages", got)
+	}
+	alice.OK("PUT", base, body("WET"))
+	if got := bob.OK("POST", hstest.V3+"/keys/query", keys).Get(at); got.Get("DRY").Exists() {
+		b.Eventually("the old device to be gone", func() bool {
+			got := bob.OK("POST", hstest.V3+"/keys/query", keys).Get(at)
+			return !got.Get("DRY").Exists() && got.Get("WET").Exists()
+		})
+	}
+	if all(base+"/WET/events") != 0 {
+		t.Error("the new one has the old one's messages")
+	}
+	if got := alice.OK("DELETE", base, nil); got.Get("device_id").Str != "WET" {
+		t.Errorf("deleted %s", got)
+	}
+	alice.Refused(404, "M_NOT_FOUND", "GET", base, nil)
+	for _, d := range alice.OK("GET", hstest.V3+"/devices", nil).Get("devices.#.device_id").Array() {
+		if d.Str != string(alice.DeviceID) {
+			t.Errorf("the device %s is left", d.Str)
+		}
+	}
+}

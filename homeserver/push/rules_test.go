@@ -153,8 +153,8 @@ func (f *fixture) ids(user matrix.UserID, kind string) string {
 }
 
 const (
-	overrides  = "suppress_notices invite_for_me member_event is_user_mention is_room_mention tombstone reaction room.server_acl suppress_edits"
-	underrides = "call encrypted_room_one_to_one room_one_to_one message encrypted"
+	overrides  = "suppress_notices invite_for_me member_event is_user_mention is_room_mention tombstone reaction room.server_acl .org.matrix.msc3930.rule.poll_response suppress_edits"
+	underrides = "call encrypted_room_one_to_one room_one_to_one message encrypted .org.matrix.msc3930.rule.poll_start_one_to_one .org.matrix.msc3930.rule.poll_start .org.matrix.msc3930.rule.poll_end_one_to_one .org.matrix.msc3930.rule.poll_end"
 )
 
 func TestRules(t *testing.T) {
