@@ -68,7 +68,11 @@ func (f *Federation) serveSendJoin(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := f.parts.Rooms.SendJoin(c.Ctx(), room, id, c.Origin, raw)
+	omit, err := c.Bool("omit_members")
+	if err != nil {
+		return nil, err
+	}
+	s, err := f.parts.Rooms.SendJoin(c.Ctx(), room, id, c.Origin, raw, omit)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +81,7 @@ func (f *Federation) serveSendJoin(c *httpapi.Call) (any, error) {
 	}
 	return map[string]any{
 		"origin": f.own, "event": s.Event, "state": list(s.State), "auth_chain": list(s.AuthChain),
-		"members_omitted": false, "servers_in_room": s.Servers,
+		"members_omitted": omit, "servers_in_room": s.Servers,
 	}, nil
 }
 

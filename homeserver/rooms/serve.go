@@ -146,8 +146,8 @@ func (r *Rooms) membershipPDU(ctx context.Context, id matrix.RoomID, eventID mat
 }
 
 // SendJoin lets a user of another server in and returns the state before his
-// join.
-func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.EventID, origin matrix.ServerName, raw json.RawMessage) (JoinState, error) {
+// join, without most of the members if that server can do without them.
+func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.EventID, origin matrix.ServerName, raw json.RawMessage, omitMembers bool) (JoinState, error) {
 	ev, err := r.membershipPDU(ctx, id, eventID, origin, raw, spec.Join)
 	if err != nil {
 		return JoinState{}, err
@@ -160,7 +160,11 @@ func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.E
 		return JoinState{}, matrix.Forbidden("the join is not allowed")
 	}
 	out := JoinState{Version: string(ev.Version), Event: placed.JSON, Servers: r.hub.Servers(id)}
-	out.State, out.AuthChain, err = r.stateBefore(ctx, placed)
+	if omitMembers {
+		out.State, out.AuthChain, err = r.leanStateBefore(ctx, placed)
+	} else {
+		out.State, out.AuthChain, err = r.stateBefore(ctx, placed)
+	}
 	return out, err
 }
 
