@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -189,12 +190,25 @@ func TestFilm(t *testing.T) {
 	}
 }
 
+// processor reports how much processor time an operation takes, of client and server together.
+func processor(b *testing.B) func() {
+	used := func() int64 {
+		var r syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+			b.Fatal(err)
+		}
+		return r.Utime.Nano() + r.Stime.Nano()
+	}
+	before := used()
+	return func() { b.ReportMetric(float64(used()-before)/float64(b.N)/1e6, "cpu-ms/op") }
+}
+
 func BenchmarkTransfer(b *testing.B) {
 	for _, size := range []int64{10 << 10, 1 << 20, 100 << 20} {
 		b.Run(fmt.Sprintf("up and down, %d KiB", size>>10), func(b *testing.B) {
 			s := start(b, media.Options{MaxUpload: size}, nil)
 			b.SetBytes(2 * size)
-			b.ReportAllocs()
+			defer processor(b)()
 			for b.Loop() {
 				id := s.pass(size)
 				b.StopTimer() // each is a new file, on a disk that does not fill up

@@ -328,21 +328,3 @@ func TestVariants(t *testing.T) {
 		t.Errorf("left behind: %v %v", left, err)
 	}
 }
-
-// Whatever is uploaded, a thumbnail is made or refused.
-func FuzzThumbnail(f *testing.F) {
-	f.Add(picture(f, "png", 40, 20))
-	f.Add(picture(f, "jpeg", 40, 20))
-	f.Add(picture(f, "gif", 40, 20))
-	f.Add(withOrientation(picture(f, "jpeg", 40, 20), 6, binary.BigEndian))
-	f.Add(webpPicture(40, 20, color.RGBA{1, 2, 3, 4}))
-	s := start(f, media.Options{MaxPixels: 1_000_000}, nil)
-	f.Fuzz(func(t *testing.T, b []byte) {
-		s := s.in(t)
-		id := s.upload(alice, "image/png", "", b)
-		a := s.do(bob, "GET", auth+"/thumbnail/"+id+"?width=10&height=10&method=crop", nil)
-		if a.Status != 200 && a.Status != 400 && a.Status != 413 {
-			t.Errorf("%d %s", a.Status, a.Body)
-		}
-	})
-}
