@@ -10,6 +10,7 @@ import (
 	"maunium.net/go/mautrix"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/carillon-chat/carillon/homeserver"
 	"github.com/carillon-chat/carillon/homeserver/hstest"
 )
 
@@ -55,7 +56,7 @@ func TestSlidingLeftByName(t *testing.T) {
 	alice.Say(left, "while he was there")
 	bob.OK("POST", hstest.Path("rooms", string(left), "leave"), "{}")
 	alice.Say(left, "after he left")
-	body := allRooms(5, 9)
+	body := allRooms(3, 9)
 	body["room_subscriptions"] = obj{}
 	for _, r := range []id.RoomID{left, never, "!none:a.example"} {
 		body["room_subscriptions"].(obj)[string(r)] = obj{"timeline_limit": 3, "required_state": [][]string{{"m.room.create", ""}}}
@@ -170,5 +171,20 @@ func TestSlidingSticky(t *testing.T) {
 	bob.OK("POST", hstest.Path("rooms", string(late), "join"), "{}")
 	if r := c.next(1000); !slices.Equal(told(r), []string{old}) {
 		t.Errorf("joined: %s", r.Raw)
+	}
+}
+
+// Rooms of one person that begin in the same moment and ask for the same are two.
+func TestRoomsOfOneMoment(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	s := hstest.New(t, func(o *homeserver.Options) { o.Now = func() time.Time { return now } })
+	alice := s.User("alice")
+	seen := map[id.RoomID]bool{}
+	for range 5 {
+		seen[alice.Room(nil)] = true
+	}
+	if len(seen) != 5 {
+		t.Errorf("there are %d rooms", len(seen))
 	}
 }

@@ -190,6 +190,19 @@ func isObject(raw json.RawMessage) bool {
 	return json.Unmarshal(raw, &m) == nil && m != nil
 }
 
+// foundingTime is the present, in ms, or a little later: no two rooms of this server
+// have the same. From version 12 on a room's ID is made of its first event, so that
+// two rooms of one person that ask for the same would be one.
+func (r *Rooms) foundingTime() int64 {
+	for {
+		last := r.founded.Load()
+		ts := max(matrix.Millis(r.o.Now()), last+1)
+		if r.founded.CompareAndSwap(last, ts) {
+			return ts
+		}
+	}
+}
+
 // firstEvents builds what the room begins with, in the order that the
 // specification gives. The room is not shared yet.
 func (r *Rooms) firstEvents(ctx context.Context, rm *room, creator matrix.UserID, q CreateRequest, p preset, ts int64) ([]*built, error) {
@@ -219,7 +232,12 @@ func (r *Rooms) firstEvents(ctx context.Context, rm *room, creator matrix.UserID
 	if !rm.impl.DomainlessRoomIDs() {
 		rm.id = matrix.RoomID("!" + matrix.RandomString(18) + ":" + string(r.o.Signer.Server))
 	}
-	if err := add(spec.MRoomCreate, "", create); err != nil {
+	now := ts
+	if ts == 0 {
+		ts = r.foundingTime()
+	}
+	err = add(spec.MRoomCreate, "", create)
+	if ts = now; err != nil {
 		return nil, err
 	}
 	join, err := r.memberContent(ctx, MemberChange{Room: rm.id, Sender: creator, Target: creator}, spec.Join)

@@ -87,8 +87,10 @@ type Rooms struct {
 
 	silent   resting                   // policy servers
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
+	filling  gate.Keyed[matrix.RoomID] // holes in its history
 	identity Identity                  // nil: no identity servers are used
 	erased   atomic.Pointer[erasures]
+	founded  atomic.Int64 // time of the newest create event, ms
 
 	mu     sync.Mutex
 	cached map[matrix.RoomID]*room

@@ -56,6 +56,11 @@ func (e *entry) fresh() bool {
 	return e.membership != "leave" && e.membership != "ban" && e.st.membership != e.membership
 }
 
+// told reports whether the client knows all of a room that the user is not joined to.
+func (e *entry) told() bool {
+	return e.st != nil && e.st.membership == e.member.Membership && e.member.Pos <= e.st.upTo
+}
+
 func (e *entry) match(c config, list string) {
 	e.matched = true
 	e.limit = max(e.limit, c.limit)
@@ -232,10 +237,10 @@ func (w *work) allEntries() []*entry {
 	}
 	var left []*entry
 	for id, m := range w.c.standings {
-		if m.Pos > w.to || m.Forgotten {
+		e := entry{id: id, membership: m.Membership, active: m.Pos, member: m, st: w.base.sent[id]}
+		if m.Pos > w.to || m.Forgotten && (e.st == nil || e.told()) { // the client must hear that he left
 			continue
 		}
-		e := entry{id: id, membership: m.Membership, active: m.Pos, member: m, st: w.base.sent[id]}
 		if w.shows(&e) {
 			all = append(all, &e)
 		} else if _, ok := w.q.subs[id]; ok && m.WasJoined {

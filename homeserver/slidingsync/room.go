@@ -48,20 +48,29 @@ func (w *work) room(tx *sqldb.Tx, e *entry) (bool, error) {
 		return w.joinedRoom(tx, e)
 	}
 	m := e.member
-	if e.st != nil && e.st.membership == m.Membership && m.Pos <= e.st.upTo {
-		return false, nil
+	stripped := m.Membership == "invite" || m.Membership == "knock"
+	dm := stripped && w.c.personal.directs[e.id]
+	if !stripped && m.WasJoined {
+		return w.leftRoom(tx, e)
+	}
+	if e.told() {
+		if dm == e.st.dm {
+			return false, nil
+		}
+		w.open(e, false)
+		w.raw("is_dm", strconv.AppendBool(nil, dm))
+		w.b = append(w.b, '}')
+		w.edit(e).dm = dm
+		return true, nil
 	}
 	var err error
-	switch {
-	case m.Membership == "invite" || m.Membership == "knock":
-		w.strippedRoom(e)
-	case m.WasJoined:
-		err = w.leftRoom(tx, e)
-	default:
+	if stripped {
+		w.strippedRoom(e, dm)
+	} else {
 		err = w.refusedRoom(tx, e)
 	}
 	st := w.edit(e)
-	*st = sent{membership: m.Membership, upTo: m.Pos, data: st.data}
+	*st = sent{membership: m.Membership, upTo: m.Pos, data: st.data, dm: dm}
 	return true, err
 }
 
@@ -84,7 +93,7 @@ func (w *work) joinedRoom(tx *sqldb.Tx, e *entry) (bool, error) {
 	}
 	dm := w.c.personal.directs[e.id]
 	if !p.fresh && len(p.list)+len(p.state)+len(p.delta)+len(p.gone) == 0 && !p.limited && e.unread == e.st.unread && dm == e.st.dm {
-		if len(lacks(e.st.wants, e.wants)) > 0 { // what is not wanted any more will not be kept up
+		if len(added)+len(lacks(e.st.wants, e.wants)) > 0 { // what is not wanted any more will not be kept up
 			w.edit(e).wants = e.wants
 		}
 		return false, nil
@@ -344,7 +353,7 @@ func (w *work) wantedRows(tx *sqldb.Tx, id matrix.RoomID, wants []*want, at stre
 }
 
 // strippedRoom writes a room that the user is invited to or knocks on.
-func (w *work) strippedRoom(e *entry) {
+func (w *work) strippedRoom(e *entry, dm bool) {
 	st := e.member.Stripped
 	if len(st) == 0 {
 		st = json.RawMessage("[]")
@@ -352,7 +361,7 @@ func (w *work) strippedRoom(e *entry) {
 	w.open(e, true)
 	w.raw(w.name("invite_state", "stripped_state"), st)
 	w.int("bump_stamp", int64(e.member.Pos))
-	if w.c.personal.directs[e.id] {
+	if dm {
 		w.raw("is_dm", []byte("true"))
 	}
 	w.b = append(w.b, '}')
@@ -381,40 +390,72 @@ func (w *work) refusedRoom(tx *sqldb.Tx, e *entry) error {
 	return nil
 }
 
-// leftRoom writes a room that the user has left, up to then.
-func (w *work) leftRoom(tx *sqldb.Tx, e *entry) error {
-	if tx == nil {
-		return errNeedsDB
-	}
-	p := &piece{to: e.member.Pos, fresh: e.st == nil || e.st.membership != "join"}
+// leftRoom writes a room that the user has left, up to then, if there is anything
+// to tell of it.
+func (w *work) leftRoom(tx *sqldb.Tx, e *entry) (bool, error) {
+	told := e.told()
+	p := &piece{to: e.member.Pos, fresh: !told && (e.st == nil || e.st.membership != "join")}
 	added := e.wants
 	if !p.fresh {
 		p.from = e.st.upTo
+		p.expanded = e.limit > e.st.known && !e.st.whole
 		added = lacks(e.wants, e.st.wants)
 	}
-	if err := w.timeline(tx, e, p, e.limit); err != nil {
-		return err
+	if told && !p.expanded && len(added) == 0 {
+		return false, nil
 	}
-	if err := w.stateOf(tx, e, p, added, true); err != nil {
-		return err
+	if tx == nil {
+		return false, errNeedsDB
 	}
-	own := func(ev *events.Event) bool { return ev.Type == "m.room.member" && ev.Key() == string(w.q.user) }
-	if !slices.ContainsFunc(p.state, own) { // it says what has become of the user
-		ev, err := w.s.Events.Get(tx, e.member.Event)
-		if err != nil {
-			return err
+	if !told || p.expanded {
+		if err := w.timeline(tx, e, p, e.limit); err != nil {
+			return false, err
 		}
-		if ev != nil {
-			p.state = append(p.state, ev)
+	}
+	if err := w.stateOf(tx, e, p, added, !told); err != nil {
+		return false, err
+	}
+	if told && !p.timeline && len(p.state) == 0 {
+		w.edit(e).wants = e.wants
+		return false, nil
+	}
+	if !told {
+		if err := w.ownState(tx, e, p); err != nil {
+			return false, err
 		}
 	}
 	w.open(e, p.fresh)
-	if err := w.look(tx, e, p, &e.member.Pos); err != nil {
-		return err
+	if p.expanded {
+		w.expanded()
 	}
-	w.writeTimeline(p)
+	if err := w.look(tx, e, p, &e.member.Pos); err != nil {
+		return false, err
+	}
+	if p.timeline {
+		w.writeTimeline(p)
+	}
 	w.b = append(w.b, '}')
-	return nil
+	w.remember(e, p, false)
+	w.edit(e).membership = e.membership
+	return true, nil
+}
+
+// ownState adds the user's membership, which says what has become of him.
+func (w *work) ownState(tx *sqldb.Tx, e *entry, p *piece) error {
+	own := func(ev *events.Event) bool { return ev.Type == "m.room.member" && ev.Key() == string(w.q.user) }
+	if slices.ContainsFunc(p.state, own) {
+		return nil
+	}
+	ev, err := w.s.Events.Get(tx, e.member.Event)
+	if ev != nil {
+		p.state = append(p.state, ev)
+	}
+	return err
+}
+
+// expanded says that a timeline holds what the client may have.
+func (w *work) expanded() {
+	w.raw(w.name("unstable_expanded_timeline", "expanded_timeline"), []byte("true"))
 }
 
 func (w *work) writeJoined(tx *sqldb.Tx, e *entry, p *piece, dm bool) error {
@@ -424,7 +465,7 @@ func (w *work) writeJoined(tx *sqldb.Tx, e *entry, p *piece, dm bool) error {
 	}
 	w.open(e, p.fresh)
 	if p.expanded {
-		w.raw(w.name("unstable_expanded_timeline", "expanded_timeline"), []byte("true"))
+		w.expanded()
 	}
 	if err := w.look(tx, e, p, &bump); err != nil {
 		return err
