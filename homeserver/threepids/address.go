@@ -50,7 +50,7 @@ func EmailAddress(s string) (string, error) {
 // Spec: appendices#pstn-phone-numbers, client-server-api#phone-number
 func Phone(country, number string) (string, error) {
 	bad := matrix.InvalidParam("this is not a telephone number")
-	plan, known := countries[country]
+	plan, known := countries[strings.ToUpper(country)]
 	if !known {
 		return "", matrix.InvalidParam("%q is not a country such as CN or GB", country)
 	}

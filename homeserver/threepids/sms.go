@@ -48,6 +48,10 @@ func WebhookSMS(address, secret string) (SMS, error) {
 		return sem.Do(ctx, func() error {
 			resp, err := client.Do(req)
 			if err != nil {
+				var ue *url.Error
+				if errors.As(err, &ue) {
+					err = ue.Err // its address may hold a secret
+				}
 				return fmt.Errorf("handing over an SMS: %w", err)
 			}
 			defer resp.Body.Close()

@@ -131,11 +131,7 @@ func New(ctx context.Context, db *sqldb.DB, acc *accounts.Accounts, r *rooms.Roo
 	t.address = gate.NewLimiter[string](perAddress/3600, int(perAddress), 50_000, t.opts.Now)
 	t.client = gate.NewLimiter[string](perClient/3600, int(perClient), 50_000, t.opts.Now)
 	t.onbind = gate.NewLimiter[string](1, 30, 10_000, t.opts.Now)
-	contacts := accounts.Contacts{UserOf: t.UserOf, Registered: t.registered, Unbind: t.unbindAll}
-	if o.SMS != nil {
-		contacts.Phone = Phone
-	}
-	acc.SetContacts(contacts)
+	acc.SetContacts(accounts.Contacts{UserOf: t.UserOf, Phone: Phone, Registered: t.registered, Unbind: t.unbindAll})
 	if o.Mail != nil {
 		acc.UIA().AddStage(t.stage(StageEmail, Email))
 	}
