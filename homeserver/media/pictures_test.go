@@ -334,6 +334,7 @@ func BenchmarkThumbnail(b *testing.B) {
 		b.Run(bb.name+", kept", func(b *testing.B) {
 			s := start(b, media.Options{}, nil)
 			id := s.upload(alice, "image/x", "", bb.content)
+			s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?"+bb.query, "")
 			defer processor(b)()
 			for b.Loop() {
 				s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?"+bb.query, "")
