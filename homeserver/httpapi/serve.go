@@ -270,7 +270,7 @@ func (a *API) finish(c *Call, rec *statusWriter) {
 }
 
 // secretParams are query parameters whose values are never logged.
-var secretParams = [...]string{"access_token", "loginToken", "token", "client_secret", "mac"}
+var secretParams = [...]string{"access_token", "loginToken", "token", "client_secret", "mac", "code", "user_code", "session"}
 
 // loggedURL is the request's path and query without secrets.
 func loggedURL(r *http.Request) string {
