@@ -28,7 +28,7 @@ import (
 
 // world is a homeserver and the service beside it.
 type world struct {
-	t    *testing.T
+	t    testing.TB
 	dsn  string
 	dir  string
 	hs   *astest.Server
@@ -37,7 +37,7 @@ type world struct {
 	opts appservice.Options
 }
 
-func newWorld(t *testing.T, change ...func(*appservice.Options)) *world {
+func newWorld(t testing.TB, change ...func(*appservice.Options)) *world {
 	t.Helper()
 	w := &world{t: t, dsn: sqldbtest.DSN(t), dir: t.TempDir(), hs: astest.New()}
 	reg := appservice.NewRegistration(astest.ServerName, "")

@@ -67,8 +67,8 @@ func bearer(r *http.Request) string {
 // transaction is what the homeserver sends. Typing and presence among the ephemeral events are passed over.
 type transaction struct {
 	Events    []json.RawMessage `json:"events"`
-	Ephemeral []ephemeral       `json:"ephemeral"`
-	OldKey    []ephemeral       `json:"de.sorunome.msc2409.ephemeral"`
+	Ephemeral []json.RawMessage `json:"ephemeral"`
+	OldKey    []json.RawMessage `json:"de.sorunome.msc2409.ephemeral"`
 }
 
 type ephemeral struct {
@@ -133,7 +133,7 @@ func (s *Service) take(ctx context.Context, t *transaction) error {
 	events := make([]*mxclient.Event, 0, len(t.Events))
 	for _, raw := range t.Events {
 		ev, err := mxclient.ParseEvent(raw)
-		if err != nil {
+		if err != nil || !identifier(string(ev.ID)) || !identifier(string(ev.Room)) || !identifier(string(ev.Sender)) {
 			continue // no event that anybody could have meant
 		}
 		events = append(events, ev)
@@ -161,6 +161,9 @@ func (s *Service) take(ctx context.Context, t *transaction) error {
 	return nil
 }
 
+// identifier says whether a string can be one: nothing else may stop a transaction, which would come again for ever.
+func identifier(s string) bool { return s != "" && len(s) <= 255 && !strings.ContainsRune(s, 0) }
+
 // receipts are those of a transaction. Private ones are dropped here unless the company counts them.
 func (s *Service) receipts(t *transaction) []mxclient.Receipt {
 	list := t.Ephemeral
@@ -168,9 +171,10 @@ func (s *Service) receipts(t *transaction) []mxclient.Receipt {
 		list = t.OldKey
 	}
 	var out []mxclient.Receipt
-	for _, e := range list {
-		if e.Type != "m.receipt" || e.Room == "" {
-			continue
+	for _, raw := range list {
+		var e ephemeral
+		if json.Unmarshal(raw, &e) != nil || e.Type != "m.receipt" || !identifier(e.Room) {
+			continue // none that anybody could have meant
 		}
 		for _, r := range mxclient.ParseReceipts(e.Room, e.Content) {
 			if r.Kind == "m.read" || s.opts.PrivateReceipts {
