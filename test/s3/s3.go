@@ -71,7 +71,7 @@ func Start(t testing.TB) *Store {
 // Run starts the process, and waits until it answers.
 func (s *Store) Run() {
 	s.t.Helper()
-	s.cmd = exec.Command(program(s.t), "--access", s.AccessKey, "--secret", s.SecretKey, "--port", s.Host, "--quiet", "--keep-alive",
+	s.cmd = exec.Command(program(s.t), "--access", s.AccessKey, "--secret", s.SecretKey, "--port", s.Host, "--quiet",
 		"posix", "--sidecar", filepath.Join(s.dir, "notes"), filepath.Join(s.dir, "data"))
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
