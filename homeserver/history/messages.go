@@ -31,6 +31,7 @@ type query struct {
 	from, to stream.Pos
 	hasTo    bool
 	forward  bool
+	across   bool // holes are not minded
 	limit    int
 	filter   *accountdata.EventFilter
 }
@@ -40,10 +41,11 @@ type page struct {
 	events  []*events.Event
 	members []*events.Event
 	read    *Reader
-	cursor  stream.Pos // the token to go on from
-	atEnd   bool       // nothing known lies beyond
-	created bool       // the beginning of the room was seen
-	older   bool       // other servers have just given more
+	cursor  stream.Pos    // the token to go on from
+	atEnd   bool          // nothing known lies beyond
+	created bool          // the beginning of the room was seen
+	hole    *events.Event // what comes before it is missing; the page ends here
+	older   bool          // other servers have just given more
 }
 
 func (h *History) getMessages(c *httpapi.Call) (any, error) {
@@ -70,6 +72,17 @@ func (h *History) getMessages(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	for range mostFetches {
+		if p.hole != nil {
+			more, err := h.Rooms.Fill(c.Ctx(), p.hole, fetched)
+			if err != nil {
+				return nil, err
+			}
+			q.across = !more // nobody has more: what is known goes on below
+			if p, err = h.page(c.Ctx(), a, q); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if !p.atEnd || p.created || q.forward || q.hasTo || len(p.events) >= q.limit {
 			break
 		}
@@ -177,6 +190,13 @@ func (p *page) collect(tx *sqldb.Tx, q query) error {
 		lo, hi = q.from, q.to
 	}
 	p.cursor = q.from
+	minded := !q.forward && !q.across && q.limit > 0
+	if minded {
+		var err error
+		if p.hole, err = p.read.h.Rooms.Hole(tx, p.read.a.room, q.from); p.hole != nil || err != nil {
+			return err
+		}
+	}
 	for scanned := 0; ; {
 		if len(p.events) >= q.limit && q.limit > 0 || scanned >= mostScanned || q.limit == 0 {
 			return nil
@@ -199,8 +219,14 @@ func (p *page) collect(tx *sqldb.Tx, q query) error {
 			}
 			p.created = p.created || e.Type == "m.room.create"
 			if p.read.Wants(e) {
-				if p.events = append(p.events, e); len(p.events) == q.limit {
-					break
+				p.events = append(p.events, e)
+			}
+			if len(p.events) == q.limit {
+				break // a hole right here is found by the next page
+			}
+			if minded && e.Gap() {
+				if p.hole, err = p.read.h.Rooms.Hole(tx, p.read.a.room, e.Pos-1); p.hole != nil || err != nil {
+					return err
 				}
 			}
 		}

@@ -199,7 +199,12 @@ func (r *Rooms) enterOnce(ctx context.Context, ev *events.Event, st map[state.Ke
 			members = append(members, matrix.UserID(k.StateKey))
 		}
 	}
-	_, err = r.log.Append(ctx, 2, func(tx *sqldb.Tx, first stream.Pos) ([]stream.Change, error) {
+	free := stream.Pos(holeRoom)
+	if unknown {
+		free = 0 // what comes before is before all that is known here
+	}
+	_, err = r.log.Append(ctx, 2+int(free), func(tx *sqldb.Tx, first stream.Pos) ([]stream.Change, error) {
+		first += free
 		tips := encodeTips([]matrix.EventID{ev.ID})
 		if unknown {
 			if _, err := tx.Exec(qInsertRoom, string(ev.Room), string(ev.Version), 1, tips, ev.Depth); err != nil {

@@ -307,7 +307,9 @@ func (r *Rooms) start(ctx context.Context, rm *room, list []*built, extra func(t
 	rm.seq++
 	after, tips, depth := rm.seq, encodeTips(rm.tips), rm.depth
 	id, version := rm.id, string(rm.version)
-	w, err := r.log.Start(ctx, len(list), func(tx *sqldb.Tx, first stream.Pos) ([]stream.Change, error) {
+	free := apart(list)
+	w, err := r.log.Start(ctx, len(list)+int(free), func(tx *sqldb.Tx, first stream.Pos) ([]stream.Change, error) {
+		first += free
 		if before == 0 {
 			if _, err := tx.Exec(qInsertRoom, string(id), version, after, tips, depth); err != nil {
 				return nil, err

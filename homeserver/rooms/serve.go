@@ -451,27 +451,20 @@ func (r *Rooms) Fetch(ctx context.Context, id matrix.RoomID, limit int) (bool, e
 	if r.o.Remote == nil || !r.participates(id) {
 		return false, nil
 	}
+	unlock, err := r.filling.LockContext(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
 	edge, version, err := r.edge(ctx, id)
 	if err != nil || len(edge) == 0 {
 		return false, err
 	}
-	for _, s := range r.hub.Servers(id) {
-		if s == r.o.Signer.Server {
-			continue
-		}
-		raws, err := r.o.Remote.Backfill(ctx, s, id, edge, limit)
-		if err != nil || len(raws) == 0 {
-			continue
-		}
-		n, err := r.storeHistory(ctx, id, version, raws)
-		if err != nil {
-			return false, err
-		}
-		if n > 0 {
-			return true, nil
-		}
+	list, err := r.backfill(ctx, id, version, edge, limit)
+	if err != nil || len(list) == 0 {
+		return false, err
 	}
-	return false, nil
+	return true, r.storeOldest(ctx, list)
 }
 
 // edge lists ancestors that are named by the oldest known events and are not
@@ -493,10 +486,12 @@ func (r *Rooms) edge(ctx context.Context, id matrix.RoomID) (out []matrix.EventI
 	return out, string(oldest[0].Version), err
 }
 
-func (r *Rooms) storeHistory(ctx context.Context, id matrix.RoomID, version string, raws []json.RawMessage) (int, error) {
+// newHistory picks those PDUs that are good and have no place here yet, the oldest
+// first.
+func (r *Rooms) newHistory(ctx context.Context, id matrix.RoomID, version string, raws []json.RawMessage) ([]*events.Event, error) {
 	_, fresh, err := r.outliers(ctx, version, id, raws)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	known := map[matrix.EventID]*events.Event{}
 	var ids []matrix.EventID
@@ -511,7 +506,7 @@ func (r *Rooms) storeHistory(ctx context.Context, id matrix.RoomID, version stri
 	}
 	stored, err := r.many(ctx, ids)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, i := range ids {
 		if e := stored[i]; e != nil && e.Flags&events.FlagOutlier != 0 {
@@ -520,38 +515,28 @@ func (r *Rooms) storeHistory(ctx context.Context, id matrix.RoomID, version stri
 			list = append(list, e)
 		}
 	}
-	if len(list) == 0 {
-		return 0, nil
-	}
 	slices.SortStableFunc(list, func(a, b *events.Event) int { return int(a.Depth - b.Depth) })
-	err = r.db.Write(ctx, func(tx *sqldb.Tx) error {
+	return list, nil
+}
+
+// storeOldest puts a list before all that is known of a room.
+func (r *Rooms) storeOldest(ctx context.Context, list []*events.Event) error {
+	err := r.db.Write(ctx, func(tx *sqldb.Tx) error {
 		nid, err := r.events.Lower(tx, len(list))
 		if err != nil {
 			return err
 		}
 		for i, e := range list {
-			pos := stream.Pos(nid + int64(i))
-			row := int64(pos)
-			if e.NID != 0 {
-				row = e.NID
-			}
-			p := e.Placed(row, pos, 0)
-			p.Flags = p.Flags&^events.FlagOutlier | events.FlagBackfilled
-			if e.NID != 0 {
-				err = r.events.Promote(tx, p)
-			} else {
-				err = r.events.Insert(tx, p)
-			}
-			if err != nil {
+			if err := r.putHistory(tx, e, nid+int64(i), stream.Pos(nid+int64(i)), events.FlagBackfilled); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return 0, fmt.Errorf("storing history: %w", err)
+		return fmt.Errorf("storing history: %w", err)
 	}
-	return len(list), nil
+	return nil
 }
 
 // ServersAt lists the servers with a joined user right after a position, from

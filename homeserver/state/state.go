@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"slices"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -52,6 +53,7 @@ const (
 	qCurrent = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND to_pos = 9223372036854775807`
 	qAt      = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND from_pos <= $2 AND to_pos > $2`
 	qKeyAt   = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND state_key = $3 AND from_pos <= $4 AND to_pos > $4`
+	qSomeAt  = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = ANY($2) AND state_key = ANY($3) AND from_pos <= $4 AND to_pos > $4`
 	qTypeAt  = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND from_pos <= $3 AND to_pos > $3`
 	qHistory = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND state_key = $3 ORDER BY from_pos`
 	qDelta   = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND from_pos > $2 AND from_pos <= $3 AND to_pos > $3`
@@ -182,9 +184,42 @@ func (v View) All(tx *sqldb.Tx, room matrix.RoomID) (map[Key]int64, error) {
 	return m, nil
 }
 
+// fewKeys is how many entries are read one by one; more are read together.
+const fewKeys = 3
+
+// keysAt reads entries right after pos; those that are absent are left out, and a
+// few that were not asked for may be there.
+func keysAt(tx *sqldb.Tx, room matrix.RoomID, keys []Key, pos stream.Pos) (map[Key]int64, error) {
+	out := make(map[Key]int64, len(keys))
+	if len(keys) <= fewKeys {
+		for _, k := range keys {
+			row, ok, err := KeyAt(tx, room, k, pos)
+			if err != nil {
+				return nil, err
+			}
+			if ok {
+				out[k] = row.NID
+			}
+		}
+		return out, nil
+	}
+	types, stateKeys := map[string]bool{}, map[string]bool{}
+	for _, k := range keys {
+		types[k.Type], stateKeys[k.StateKey] = true, true
+	}
+	rows, err := sqldb.Select(tx, scan, qSomeAt, string(room), slices.Collect(maps.Keys(types)), slices.Collect(maps.Keys(stateKeys)), int64(pos))
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range rows {
+		out[r.Key] = r.NID
+	}
+	return out, nil
+}
+
 // Differences lists the entries that are not the same in all views, with the
 // event that holds each in each view. Its cost grows with how far the views are
-// apart, not with the room.
+// apart, not with the room; the number of its queries with the number of views.
 func Differences(tx *sqldb.Tx, room matrix.RoomID, views []View) (map[Key][]int64, error) {
 	keys := map[Key]bool{}
 	for i, v := range views {
@@ -201,14 +236,32 @@ func Differences(tx *sqldb.Tx, room matrix.RoomID, views []View) (map[Key][]int6
 			}
 		}
 	}
+	bases := map[stream.Pos]map[Key]bool{} // what has to be read
+	for _, v := range views {
+		if bases[v.Base] == nil {
+			bases[v.Base] = map[Key]bool{}
+		}
+		for k := range keys {
+			if _, ok := v.Delta[k]; !ok {
+				bases[v.Base][k] = true
+			}
+		}
+	}
+	held := make(map[stream.Pos]map[Key]int64, len(bases))
+	for base, ks := range bases {
+		var err error
+		if held[base], err = keysAt(tx, room, slices.Collect(maps.Keys(ks)), base); err != nil {
+			return nil, err
+		}
+	}
 	out := map[Key][]int64{}
 	for k := range keys {
 		nids := make([]int64, len(views))
 		same := true
 		for i, v := range views {
-			nid, err := v.Get(tx, room, k)
-			if err != nil {
-				return nil, err
+			nid, ok := v.Delta[k]
+			if !ok {
+				nid = held[v.Base][k]
 			}
 			nids[i] = nid
 			same = same && nid == nids[0]
