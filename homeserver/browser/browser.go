@@ -139,6 +139,13 @@ func (p *Pages) Handle(h Handler) httpapi.Handler {
 	}
 }
 
+// In is the visit with the pages of another package, which goes on with it.
+func (v *Visit) In(p *Pages) *Visit {
+	w := *v
+	w.p = p
+	return &w
+}
+
 // open limits the visitor and reads the form.
 func (v *Visit) open() error {
 	if l := v.site.limiter; l != nil {

@@ -80,6 +80,7 @@ func (o *Server) signIn(v *browser.Visit, user matrix.UserID, authAt int64) erro
 
 // signedIn is called when somebody comes back from the company's provider.
 func (o *Server) signedIn(v *browser.Visit, user matrix.UserID, then string, authAt int64) (any, error) {
+	v = v.In(o.pages)
 	if err := o.signIn(v, user, authAt); err != nil {
 		return nil, err
 	}

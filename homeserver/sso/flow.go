@@ -51,6 +51,7 @@ func flowCookie(state string) string { return "sso_" + state[:8] }
 
 // Begin sends the browser to a provider.
 func (s *SSO) Begin(v *browser.Visit, provider string, w Purpose) (any, error) {
+	v = v.In(s.pages)
 	p := s.provider(provider)
 	if p == nil {
 		return v.Show("problem", browser.View{Status: http.StatusNotFound, Error: v.T("没有这个登录方式。", "There is no such way to sign in.")})

@@ -455,6 +455,9 @@ func TestWithOAuth(t *testing.T) {
 	if !tok.Shows("access_token") {
 		t.Fatalf("token: %s", tok.Body)
 	}
+	if p := b.Get(w.URL + "/_carillon/account/sso/nobody"); p.Status != 404 || !p.Shows("no such way") {
+		t.Errorf("an unknown provider: %d %s", p.Status, p.Body)
+	}
 	if p := b.Get(w.URL + "/_carillon/account"); !p.Shows("Corp company", "Linked") || p.Shows("/_carillon/account/password") {
 		t.Errorf("the account page: %s", p.Body)
 	}
