@@ -42,7 +42,8 @@ func (c *Config) check(bad report) {
 	}
 	checkPair(bad, "tls_cert", c.TLSCert, "tls_key", c.TLSKey)
 	checkURL(bad, "public_base_url", c.PublicBaseURL)
-	c.Homeserver.check(bad)
+	c.checkACME(bad)
+	c.Homeserver.check(bad, c.ACME.Enabled)
 	if len(c.Homeserver.SSO.Providers) > 0 && c.PublicBaseURL == "" {
 		bad("homeserver.sso.providers", "they need the address at which people reach this server", "set public_base_url, such as https://chat.example.org")
 	}
@@ -55,7 +56,7 @@ func (c *Config) check(bad report) {
 	checkWord(bad, "log.format", c.Log.Format, "text", "json")
 }
 
-func (h *Homeserver) check(bad report) {
+func (h *Homeserver) check(bad report, acme bool) {
 	checkDSN(bad, "homeserver.database", h.Database)
 	for _, a := range h.Admins {
 		checkUser(bad, "homeserver.admins", a)
@@ -74,8 +75,8 @@ func (h *Homeserver) check(bad report) {
 	f := &h.Federation
 	if f.Listen != "" {
 		checkListen(bad, "homeserver.federation.listen", f.Listen)
-		if f.TLSCert == "" || f.TLSKey == "" {
-			bad("homeserver.federation.listen", "federation needs TLS there", "set homeserver.federation.tls_cert and tls_key, or leave listen empty and let a reverse proxy serve port 8448")
+		if !acme && (f.TLSCert == "" || f.TLSKey == "") {
+			bad("homeserver.federation.listen", "federation needs TLS there", "set homeserver.federation.tls_cert and tls_key, or acme.enabled, or leave listen empty and let a reverse proxy serve port 8448")
 		}
 	}
 	checkPair(bad, "homeserver.federation.tls_cert", f.TLSCert, "homeserver.federation.tls_key", f.TLSKey)

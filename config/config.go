@@ -24,12 +24,27 @@ type Config struct {
 	TLSCert    string `yaml:"tls_cert" doc:"PEM certificate chain for the listening address. Empty: plain HTTP, which is right behind a reverse proxy. Read again when the file changes."`
 	TLSKey     string `yaml:"tls_key" doc:"PEM private key that belongs to tls_cert."`
 
+	ACME ACME `yaml:"acme" doc:"Certificates that are obtained and renewed by themselves, from Let's Encrypt or from the company's own authority."`
+
 	PublicBaseURL string `yaml:"public_base_url" doc:"The address that clients use, such as https://chat.example.org. It is published in /.well-known/matrix/client. Empty: nothing is published there."`
 
 	Homeserver Homeserver `yaml:"homeserver" doc:"The Matrix homeserver."`
 	AppService AppService `yaml:"appservice" doc:"The enterprise service: organisation, read lists, DING."`
 	Bridges    Bridges    `yaml:"bridges" doc:"Bridges to other networks. None needs a setting yet."`
 	Log        Log        `yaml:"log" doc:"What the server writes to standard error."`
+}
+
+// ACME holds the settings of automatic certificates.
+type ACME struct {
+	Enabled     bool     `yaml:"enabled" doc:"Serve listen and homeserver.federation.listen with certificates from an ACME authority, in the place of tls_cert. The authority has to reach this machine at port 443 (then listen is :443), or at port 80 (then http_listen is :80)."`
+	AcceptTerms bool     `yaml:"accept_terms" doc:"You agree to the terms of the authority. Needed."`
+	Directory   string   `yaml:"directory" default:"https://acme-v02.api.letsencrypt.org/directory" doc:"Address of the authority's directory. A network without internet runs an authority of its own, such as step-ca."`
+	CAFile      string   `yaml:"ca_file" doc:"PEM certificates that are trusted for the directory besides the system's."`
+	Email       string   `yaml:"email" doc:"Where the authority writes when something is wrong with a certificate."`
+	Names       []string `yaml:"names" doc:"Names in certificates. Empty: server_name, the hosts of public_base_url and homeserver.federation.well_known."`
+	HTTPListen  string   `yaml:"http_listen" doc:"Address, such as :80, where the authority is answered by plain HTTP; everything else there is sent to https."`
+	KeyID       string   `yaml:"key_id" doc:"Account of an authority that wants one (external account binding)."`
+	Key         Secret   `yaml:"key" doc:"The key that belongs to key_id, in base64url."`
 }
 
 // Homeserver holds the settings of the Matrix homeserver.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	log "github.com/sirupsen/logrus"
+	"golang.org/x/crypto/acme"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 )
@@ -32,24 +33,27 @@ type listener struct {
 }
 
 // listen opens a port at once, so that a port in use is known before anything is started.
-func listen(name, addr, cert, key string) (*listener, error) {
+func listen(name, addr, cert, key string, auto *automatic) (*listener, error) {
 	ln, err := net.Listen("tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("listening for %s: %w", name, err)
 	}
-	if cert != "" {
+	tlsConfig := &tls.Config{NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS12}
+	switch {
+	case cert != "":
 		certs, err := newCertificates(cert, key)
 		if err != nil {
 			ln.Close()
 			return nil, fmt.Errorf("listening for %s: %w", name, err)
 		}
-		ln = tls.NewListener(ln, &tls.Config{
-			GetCertificate: certs.get,
-			NextProtos:     []string{"h2", "http/1.1"},
-			MinVersion:     tls.VersionTLS12,
-		})
+		tlsConfig.GetCertificate = certs.get
+	case auto != nil:
+		tlsConfig.GetCertificate = auto.get
+		tlsConfig.NextProtos = append(tlsConfig.NextProtos, acme.ALPNProto)
+	default:
+		return &listener{name: name, ln: ln}, nil
 	}
-	return &listener{name: name, ln: ln}, nil
+	return &listener{name: name, ln: tls.NewListener(ln, tlsConfig)}, nil
 }
 
 // serve answers requests until shut; failed is called when the port breaks before.

@@ -123,6 +123,12 @@ func (a *app) serve(cfg *config.Config, p parts, ready func(context.Context, *st
 	}
 	stop := s.start(fail)
 	ports.serve(s, fail)
+	if ports.auto != nil {
+		defer ports.auto.close()
+		if err := ports.auto.start(a.ctx, fail); err != nil {
+			fail(err)
+		}
+	}
 	if ready != nil {
 		go func() {
 			if err := ready(a.ctx, s); err != nil && a.ctx.Err() == nil {
@@ -153,25 +159,31 @@ type ports struct {
 	all                    []*listener
 	client, federation, as *listener
 	hsSocket, asSocket     *listener
+	auto                   *automatic // certificates; nil: none by itself
 }
 
 func openPorts(cfg *config.Config, p parts) (*ports, error) {
 	var o ports
-	var err error
+	auto, err := newAutomatic(cfg)
+	if err != nil {
+		return nil, err
+	}
 	open := func(l **listener, name, addr, cert, key string) {
 		if err != nil {
 			return
 		}
-		if *l, err = listen(name, addr, cert, key); err == nil {
+		if *l, err = listen(name, addr, cert, key, auto); err == nil {
 			o.all = append(o.all, *l)
 		}
 	}
 	if p.homeserver {
+		o.auto = auto
 		open(&o.client, "clients", cfg.Listen, cfg.TLSCert, cfg.TLSKey)
 		if f := cfg.Homeserver.Federation; f.Enabled && f.Listen != "" {
 			open(&o.federation, "federation", f.Listen, f.TLSCert, f.TLSKey)
 		}
 	} else {
+		auto = nil
 		open(&o.as, "homeserver and clients", cfg.AppService.Listen, "", "")
 	}
 	if err != nil {
