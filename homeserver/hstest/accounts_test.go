@@ -15,7 +15,7 @@ import (
 )
 
 // want checks the status and errcode of an answer.
-func want(t *testing.T, what string, a hstest.Answer, status int, code string) {
+func want(t testing.TB, what string, a hstest.Answer, status int, code string) {
 	t.Helper()
 	if a.Status != status || a.Code() != code {
 		t.Errorf("%s: %d %s, want %d %s", what, a.Status, a.Body, status, code)

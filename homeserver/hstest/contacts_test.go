@@ -60,7 +60,7 @@ func (p *post) clock() time.Time {
 }
 
 // withPost lets a server reach people.
-func withPost(t *testing.T, more ...func(*homeserver.Options)) (*post, []hstest.Option) {
+func withPost(t testing.TB, more ...func(*homeserver.Options)) (*post, []hstest.Option) {
 	p := &post{Server: mailtest.New(t, mailtest.Options{}), texts: map[string][]string{}}
 	opts := []hstest.Option{func(o *homeserver.Options) {
 		o.PublicURL = publicURL
@@ -78,7 +78,7 @@ var (
 	anyLink   = regexp.MustCompile(`https://chat\.a\.example\S+`)
 )
 
-func linkIn(t *testing.T, s *hstest.Server, text string) string {
+func linkIn(t testing.TB, s *hstest.Server, text string) string {
 	t.Helper()
 	l := anyLink.FindString(text)
 	if l == "" {
@@ -88,7 +88,7 @@ func linkIn(t *testing.T, s *hstest.Server, text string) string {
 }
 
 // visit opens a page, or sends its form, without following redirects.
-func visit(t *testing.T, address string, form url.Values) (status int, location, body string) {
+func visit(t testing.TB, address string, form url.Values) (status int, location, body string) {
 	t.Helper()
 	c := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	var resp *http.Response
@@ -110,7 +110,7 @@ func visit(t *testing.T, address string, form url.Values) (status int, location,
 }
 
 // prove proves an e-mail address for a purpose ("account/3pid", …) by the link in the message.
-func (p *post) prove(t *testing.T, s *hstest.Server, token, purpose, address, secret string) (sid string) {
+func (p *post) prove(t testing.TB, s *hstest.Server, token, purpose, address, secret string) (sid string) {
 	t.Helper()
 	n := len(p.All(address))
 	a := s.Do(token, "POST", hstest.V3+"/"+purpose+"/email/requestToken", obj{"client_secret": secret, "email": address, "send_attempt": 1})
@@ -127,7 +127,7 @@ func passwordOf(u *hstest.User, session string) obj {
 }
 
 // addEmail gives a user a proven address.
-func (p *post) addEmail(t *testing.T, s *hstest.Server, u *hstest.User, address string) {
+func (p *post) addEmail(t testing.TB, s *hstest.Server, u *hstest.User, address string) {
 	t.Helper()
 	sid := p.prove(t, s, u.AccessToken, "account/3pid", address, "s3cret")
 	u.OK("POST", hstest.Path("account", "3pid", "add"), obj{"sid": sid, "client_secret": "s3cret", "auth": passwordOf(u, "")})

@@ -30,7 +30,7 @@ import (
 
 // idServer is an identity server: it publishes addresses, keeps invitations, and tells homeservers of them.
 type idServer struct {
-	t       *testing.T
+	t       testing.TB
 	name    string
 	pem     []byte
 	key     ed25519.PrivateKey
@@ -38,6 +38,7 @@ type idServer struct {
 	mu      sync.Mutex
 	calls   int
 	revoked bool
+	trusts  bool                      // does not look at signatures
 	closed  bool                      // does not unbind
 	proven  map[string]string         // session to address
 	bound   map[string]string         // address to user
@@ -47,7 +48,7 @@ type idServer struct {
 
 const idToken = "identity token"
 
-func newIDServer(t *testing.T) *idServer {
+func newIDServer(t testing.TB) *idServer {
 	t.Helper()
 	ca := httpapitest.NewAuthority(t)
 	_, key, err := ed25519.GenerateKey(nil)
@@ -142,7 +143,7 @@ func (s *idServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusNotImplemented)
 			return
 		}
-		if err := s.believes(r, body); err != nil {
+		if err := s.believes(r, body); err != nil && !s.trusts {
 			say(403, obj{"errcode": "M_FORBIDDEN", "error": err.Error()})
 			return
 		}

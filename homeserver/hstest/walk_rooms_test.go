@@ -272,15 +272,3 @@ func (w *walk) oldSync() {
 	}
 	w.no(403, "M_FORBIDDEN", nil, "peekEvents", guest, query("timeout=0&room_id="+url.QueryEscape(w.room)))
 }
-
-func (w *walk) threepids() {
-	mail := body{"client_secret": "s", "email": "alice@a.example", "send_attempt": 1}
-	phone := body{"client_secret": "s", "country": "CN", "phone_number": "13800138000", "send_attempt": 1}
-	for _, op := range []string{"requestTokenTo3PIDEmail", "requestTokenToRegisterEmail", "requestTokenToResetPasswordEmail"} {
-		w.ok(w.alice, op, mail)
-	}
-	for _, op := range []string{"requestTokenTo3PIDMSISDN", "requestTokenToRegisterMSISDN", "requestTokenToResetPasswordMSISDN"} {
-		w.ok(w.alice, op, phone)
-	}
-	w.ok(w.alice, "getAccount3PIDs")
-}

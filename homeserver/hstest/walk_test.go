@@ -23,9 +23,6 @@ import (
 // succeeds, so that none stays here by mistake.
 var pending = []string{
 	"getWellknownPolicy", "getWellknownSupport", "getAuthMetadata", "redirectToSSO", "redirectToIdP",
-	"post3PIDs", "add3PID", "bind3PID", "delete3pidFromAccount", "unbind3pidFromAccount",
-	"getAccount3PIDs", "requestTokenTo3PIDEmail", "requestTokenTo3PIDMSISDN", "requestTokenToRegisterEmail", "requestTokenToRegisterMSISDN",
-	"requestTokenToResetPasswordEmail", "requestTokenToResetPasswordMSISDN", "inviteBy3PID",
 }
 
 // walk calls the endpoints of the specification and holds each answer against its
@@ -46,6 +43,8 @@ type walk struct {
 	alice, bob, carol *hstest.User
 	olga              *hstest.User // in no room
 	chief             *hstest.User // an administrator
+	post              *post
+	ids               *idServer
 	room              string
 }
 
@@ -194,8 +193,13 @@ func newWalk(t testing.TB) *walk {
 		},
 		{ID: "gone", URL: "http://127.0.0.1:1", ASToken: "gone-secret", HSToken: "hs-gone", SenderLocalpart: "gone_bot"},
 	}
-	s := hstest.New(t, hstest.With(services...), func(o *homeserver.Options) {
-		o.PublicURL = "https://chat.a.example"
+	post, _ := withPost(t)
+	ids := newIDServer(t)
+	ids.trusts = true // this server, which does not federate, publishes no key
+	s := hstest.New(t, hstest.With(services...), ids.option, func(o *homeserver.Options) {
+		o.PublicURL = publicURL
+		o.Contacts = homeserver.Contacts{Mail: post.Options(), SMS: post.send, Notify: true}
+		o.Registration.Flows = []accounts.Flow{{accounts.StageDummy}, {"m.login.email.identity"}, {"m.login.msisdn"}}
 		o.Registration.Guests = true
 		o.Admins = []matrix.UserID{"@chief:a.example"}
 		o.Media = homeserver.Media{MaxUpload: 1 << 20, MaxRemote: 1 << 20, MaxPixels: 10 << 20, DynamicThumbnails: true, OpenDownloads: true}
@@ -205,7 +209,7 @@ func newWalk(t testing.TB) *walk {
 	w := &walk{
 		t: t, s: s, spec: loadSpec(t), succeeded: map[string]bool{}, failed: map[string]bool{}, mismatches: map[string]string{},
 		alice: s.User("alice"), bob: s.User("bob"), carol: s.User("carol"),
-		olga: s.User("olga"), chief: s.User("chief"),
+		olga: s.User("olga"), chief: s.User("chief"), post: post, ids: ids,
 	}
 	return w
 }
