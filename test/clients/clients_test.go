@@ -24,7 +24,7 @@ import (
 )
 
 // scriptTime bounds a script. Its steps have bounds of their own.
-const scriptTime = 100 * time.Second
+const scriptTime = 4 * time.Minute
 
 func TestMain(m *testing.M) {
 	if os.Getenv("CARILLON_TEST_LOG") == "" {
@@ -133,9 +133,10 @@ func script(t *testing.T, name string, input any) {
 		}
 		steps++
 		t.Run(l.Step, func(t *testing.T) {
-			t.Logf("%d ms", l.MS)
 			if l.Error != "" {
-				t.Error(l.Error)
+				t.Errorf("after %d ms: %s", l.MS, l.Error)
+			} else {
+				t.Logf("%d ms", l.MS)
 			}
 		})
 	}

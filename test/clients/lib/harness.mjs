@@ -20,7 +20,7 @@ let failed = 0;
  * One step: a subtest of the Go test. A step that fails does not end the script, unless `must` is set; then what
  * follows makes no sense without it.
  */
-export async function step(name, fn, { ms = 20_000, must = false } = {}) {
+export async function step(name, fn, { ms = 40_000, must = false } = {}) {
     const began = Date.now();
     let timer;
     try {
@@ -42,8 +42,8 @@ export async function step(name, fn, { ms = 20_000, must = false } = {}) {
 
 let waiting;
 
-/** Waits until fn gives something true, and returns it. */
-export async function until(what, fn, ms = 15_000) {
+/** Waits until fn gives something true, and returns it. why() says more when that does not come about. */
+export async function until(what, fn, { ms = 30_000, why = () => "" } = {}) {
     const end = Date.now() + ms;
     waiting = what;
     for (let pause = 5; ; pause = Math.min(2 * pause, 100)) {
@@ -52,9 +52,17 @@ export async function until(what, fn, ms = 15_000) {
             waiting = undefined;
             return v;
         }
-        if (Date.now() > end) throw new Error("it did not come about: " + what);
+        if (Date.now() > end) throw new Error(`it did not come about: ${what} ${await why()}`);
         await new Promise((r) => setTimeout(r, pause));
     }
+}
+
+/** A promise that is named when the step is over before it is. */
+export async function wait(what, promise) {
+    waiting = what;
+    const v = await promise;
+    waiting = undefined;
+    return v;
 }
 
 export const sleep = (ms) => new Promise((r) => setTimeout(r, ms));
