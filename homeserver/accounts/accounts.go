@@ -101,6 +101,7 @@ type Accounts struct {
 	onDeactivate      []func(ctx context.Context, user matrix.UserID, erase bool) error
 	onDeactivateLater []func(ctx context.Context, user matrix.UserID, erase bool) error
 	onCreate          []func(ctx context.Context, user matrix.UserID, displayName string) error
+	onPassword        []func(tx *sqldb.Tx, user matrix.UserID) error
 	contacts          Contacts
 	closing           closing
 
@@ -181,6 +182,12 @@ func (a *Accounts) ensureSender(ctx context.Context, as *ApplicationService) err
 // OnCreate adds what has to happen after an account was made; displayName may be empty. Call it before serving.
 func (a *Accounts) OnCreate(fn func(ctx context.Context, user matrix.UserID, displayName string) error) {
 	a.onCreate = append(a.onCreate, fn)
+}
+
+// OnPassword adds what has to happen, in the same transaction, which may run twice, when a password changes. Call it
+// before serving.
+func (a *Accounts) OnPassword(fn func(tx *sqldb.Tx, user matrix.UserID) error) {
+	a.onPassword = append(a.onPassword, fn)
 }
 
 // UIA is the interactive authentication other packages may ask for.

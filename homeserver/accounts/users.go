@@ -269,8 +269,15 @@ func (a *Accounts) SetPassword(ctx context.Context, id matrix.UserID, password s
 	}
 	var n int64
 	err = a.db.Write(ctx, func(tx *sqldb.Tx) (err error) {
-		n, err = tx.Exec(qSetPassword, string(id), hash)
-		return err
+		if n, err = tx.Exec(qSetPassword, string(id), hash); err != nil || n == 0 {
+			return err
+		}
+		for _, fn := range a.onPassword {
+			if err := fn(tx, id); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return fmt.Errorf("storing password: %w", err)

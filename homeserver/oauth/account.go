@@ -14,7 +14,6 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/devices"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
-	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
 
 // links are the pages behind the actions of the account management address; the names beside the specified ones are
@@ -183,11 +182,8 @@ func (o *Server) passwordForm(v *browser.Visit) (any, error) {
 		}
 		return nil, err
 	}
-	err = o.DB.Write(v.Ctx(), func(tx *sqldb.Tx) error { // other browsers have to know the new one
-		_, err := tx.Exec(qUserBrowsers, string(s.user), s.key)
-		return err
-	})
-	if err != nil {
+	// All browsers are signed out with the old password; this one has proven the new one.
+	if s.bind, err = o.signIn(v, s.user, matrix.Millis(o.Now())); err != nil {
 		return nil, err
 	}
 	return o.showPassword(v, s, 0, "", v.T("密码已更改。", "The password has been changed."))

@@ -86,6 +86,10 @@ func New(ctx context.Context, p Parts) (*Server, error) {
 		typed: gate.NewLimiter[matrix.UserID](1.0/6, 10, 20_000, p.Now),
 	}
 	p.Accounts.OnDeactivate(func(ctx context.Context, user matrix.UserID, _ bool) error { return o.forget(ctx, user) })
+	p.Accounts.OnPassword(func(tx *sqldb.Tx, user matrix.UserID) error { // whoever knew the old one is out
+		_, err := tx.Exec(qUserBrowsers, string(user))
+		return err
+	})
 	uia := p.Accounts.UIA()
 	uia.AddExternal(stageOAuth, accounts.External{Params: o.resetParams})
 	uia.AddExternal(stageOAuthOld, accounts.External{Params: o.resetParams})
@@ -177,7 +181,7 @@ func (o *Server) forget(ctx context.Context, user matrix.UserID) error {
 				return err
 			}
 		}
-		_, err := tx.Exec(qUserBrowsers, string(user), []byte{})
+		_, err := tx.Exec(qUserBrowsers, string(user))
 		return err
 	})
 }

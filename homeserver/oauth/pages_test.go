@@ -239,8 +239,18 @@ func TestPasswordPage(t *testing.T) {
 	if p := other.Get(w.URL + "/_carillon/account"); !p.Shows("Sign in") {
 		t.Error("another browser stays signed in after the password was changed")
 	}
-	if p := b.Get(w.URL + "/_carillon/account"); !p.Shows("@mei:a.example") {
+	p = b.Get(w.URL + "/_carillon/account")
+	if !p.Shows("@mei:a.example") {
 		t.Error("the browser that has changed the password is signed out")
+	}
+	if p := p.Press("Save", "name", "Mei"); !p.Shows("Saved.") {
+		t.Errorf("its forms: %d %s", p.Status, p.Body)
+	}
+	if err := w.Accounts().SetPassword(t.Context(), "@mei:a.example", "by an administrator", false, ""); err != nil {
+		t.Fatal(err)
+	}
+	if p := b.Get(w.URL + "/_carillon/account"); !p.Shows("Sign in") {
+		t.Error("the browser stays signed in after the password was changed elsewhere")
 	}
 }
 

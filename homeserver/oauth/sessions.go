@@ -57,14 +57,14 @@ func (o *Server) session(v *browser.Visit) (*session, error) {
 }
 
 // signIn makes a session for a browser, always a new one, and drops what it had. authAt is when the person has proven
-// who they are, in milliseconds.
-func (o *Server) signIn(v *browser.Visit, user matrix.UserID, authAt int64) error {
+// who they are, in milliseconds; bind is what forms are tied to from now on.
+func (o *Server) signIn(v *browser.Visit, user matrix.UserID, authAt int64) (bind string, err error) {
 	if err := o.Accounts.MayLogin(user); err != nil {
-		return err
+		return "", err
 	}
 	t, now := matrix.RandomString(43), o.Now()
 	old := v.Cookie(sessionCookie)
-	err := o.DB.Write(v.Ctx(), func(tx *sqldb.Tx) error {
+	err = o.DB.Write(v.Ctx(), func(tx *sqldb.Tx) error {
 		if _, err := tx.Exec(qDropBrowser, hash(old)); err != nil {
 			return err
 		}
@@ -72,16 +72,16 @@ func (o *Server) signIn(v *browser.Visit, user matrix.UserID, authAt int64) erro
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("storing browser session: %w", err)
+		return "", fmt.Errorf("storing browser session: %w", err)
 	}
 	v.SetCookie(sessionCookie, t, 0)
-	return nil
+	return t, nil
 }
 
 // signedIn is called when somebody comes back from the company's provider.
 func (o *Server) signedIn(v *browser.Visit, user matrix.UserID, then string, authAt int64) (any, error) {
 	v = v.In(o.pages)
-	if err := o.signIn(v, user, authAt); err != nil {
+	if _, err := o.signIn(v, user, authAt); err != nil {
 		return nil, err
 	}
 	if !ownPath(then) {
@@ -153,7 +153,7 @@ func (o *Server) loginForm(v *browser.Visit) (any, error) {
 	}
 	user, err := o.Accounts.CheckPassword(v.Ctx(), name, password)
 	if err == nil {
-		err = o.signIn(v, user, matrix.Millis(o.Now()))
+		_, err = o.signIn(v, user, matrix.Millis(o.Now()))
 	}
 	var e *matrix.Error
 	switch {
@@ -229,7 +229,7 @@ func (o *Server) signUpForm(v *browser.Visit) (any, error) {
 	}
 	user, err := o.Accounts.Register(v.Ctx(), v.Form("user"), v.Form("password"), v.Form("registration_token"))
 	if err == nil {
-		err = o.signIn(v, user, matrix.Millis(o.Now()))
+		_, err = o.signIn(v, user, matrix.Millis(o.Now()))
 	}
 	var e *matrix.Error
 	switch {

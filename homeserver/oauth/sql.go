@@ -32,7 +32,7 @@ const (
 	qInsertBrowser = `INSERT INTO oauth_browsers (token_hash, user_id, auth_at, expires_at) VALUES ($1, $2, $3, $4)`
 	qBrowser       = `SELECT user_id, auth_at, expires_at FROM oauth_browsers WHERE token_hash = $1`
 	qDropBrowser   = `DELETE FROM oauth_browsers WHERE token_hash = $1`
-	qUserBrowsers  = `DELETE FROM oauth_browsers WHERE user_id = $1 AND token_hash <> $2`
+	qUserBrowsers  = `DELETE FROM oauth_browsers WHERE user_id = $1`
 	qOldBrowsers   = `DELETE FROM oauth_browsers WHERE expires_at < $1`
 
 	qAllowReset = `INSERT INTO oauth_resets (user_id, expires_at) VALUES ($1, $2)
