@@ -305,8 +305,8 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 			break // the state is asked for instead
 		}
 		var fresh []*events.Event
-		for _, raw := range raws {
-			if e, err := r.check(ctx, string(ev.Version), raw); err == nil && e.Room == ev.Room && got[e.ID] == nil && e.ID != ev.ID {
+		for _, e := range r.inspect(ctx, origin, ev.Room, raws) {
+			if e != nil && got[e.ID] == nil && e.ID != ev.ID {
 				got[e.ID] = e
 				fresh = append(fresh, e)
 			}
@@ -319,12 +319,18 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 		}
 	}
 	list := slices.SortedFunc(maps.Values(got), func(a, b *events.Event) int { return int(a.Depth - b.Depth) })
-	for _, e := range list {
+	for len(list) > 0 {
+		n, err := r.acceptRun(ctx, ev.Room, list)
+		if err == nil && n > 0 {
+			list = list[n:]
+			continue
+		}
 		// A rejected one is stored; one whose ancestors are missing takes its
 		// state from origin.
-		if _, err := r.accept(ctx, origin, e, false); err != nil && ctx.Err() != nil {
+		if _, err := r.accept(ctx, origin, list[0], false); err != nil && ctx.Err() != nil {
 			return err
 		}
+		list = list[1:]
 	}
 	return nil
 }
