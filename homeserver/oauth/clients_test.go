@@ -14,14 +14,16 @@ import (
 )
 
 func TestMetadata(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	for _, path := range []string{
 		"/_matrix/client/v1/auth_metadata", "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata",
 		"/.well-known/oauth-authorization-server", "/.well-known/openid-configuration",
 	} {
 		a := w.Do("", "GET", path, nil)
-		if a.Status != 200 || a.Get("issuer").Str != w.URL+"/" || a.Header.Get("Access-Control-Allow-Origin") != "*" {
-			t.Errorf("%s: %d %s", path, a.Status, a.Body)
+		if a.Status != 200 || a.Get("issuer").Str != w.URL+"/" || a.Header.Get("Access-Control-Allow-Origin") != "*" ||
+			a.Header.Get("Cache-Control") != "public, max-age=600" {
+			t.Errorf("%s: %d %s %v", path, a.Status, a.Body, a.Header)
 		}
 		for _, key := range []string{"authorization_endpoint", "token_endpoint", "revocation_endpoint", "registration_endpoint", "device_authorization_endpoint", "account_management_uri"} {
 			if !strings.HasPrefix(a.Get(key).Str, w.URL+"/") {
@@ -51,6 +53,7 @@ func TestMetadata(t *testing.T) {
 }
 
 func TestRegistration(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	a := w.Do("", "POST", "/_carillon/oauth/register", metadata(map[string]any{
 		"client_name": "Bell\u202e\u0000  chat", "client_name#zh": "钟声", "logo_uri": "https://client.example/l.png", "contacts": []string{"x"},
@@ -105,6 +108,7 @@ func TestRegistration(t *testing.T) {
 
 // The examples of the specification, and what an attacker may try.
 func TestRedirectAddresses(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	for address, native := range map[string]string{ // "": neither, "n": native alone, "b": both
 		"https://client.example/callback":       "b",
@@ -147,6 +151,7 @@ func TestRedirectAddresses(t *testing.T) {
 }
 
 func TestRedirectOfRequests(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	native := w.register(map[string]any{"application_type": "native", "redirect_uris": []string{"http://127.0.0.1/cb", "http://[::1]/cb", "example.client:/cb"}})
 	b := w.Browser("en")
@@ -178,6 +183,7 @@ func TestRedirectOfRequests(t *testing.T) {
 }
 
 func TestErrorsOfRequests(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	for _, c := range []struct {
@@ -229,6 +235,7 @@ func TestErrorsOfRequests(t *testing.T) {
 }
 
 func TestUnusedClientsGo(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	w.session("mei", "D1")
 	var ids []string
@@ -282,6 +289,7 @@ func (w *world) cleanup() {
 }
 
 func TestTooManyClients(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	err := w.DB().Write(t.Context(), func(tx *sqldb.Tx) error {
 		for i := range 5000 {
@@ -302,6 +310,7 @@ func TestTooManyClients(t *testing.T) {
 }
 
 func TestOpenRedirect(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	w.User("mei")
 	for _, then := range []string{

@@ -13,6 +13,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver"
 	"github.com/carillon-chat/carillon/homeserver/hstest"
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
@@ -179,8 +180,12 @@ func (w *world) isError(what string, a hstest.Answer, status int, code string) {
 }
 
 func TestAuthorizationCode(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
+	if p := b.Get(w.authorize("PHONE00001", "login_hint", "mxid:@mei:a.example")); !p.Shows(`value="@mei:a.example"`) {
+		t.Errorf("the hint of the client: %s", p.Body)
+	}
 	p := b.Get(w.authorize("PHONE00001"))
 	if !p.Shows("Sign in", "Bell", "client.example") {
 		t.Fatalf("the sign-in page does not name the client: %s", p.Body)
@@ -232,6 +237,7 @@ func TestAuthorizationCode(t *testing.T) {
 }
 
 func TestAnswerOfThePerson(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	w.signIn(b, "mei", "D1")
@@ -254,6 +260,7 @@ func TestAnswerOfThePerson(t *testing.T) {
 }
 
 func TestCodeIsGoodOnce(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	code := w.signIn(b, "mei", "D1")
@@ -288,6 +295,7 @@ func TestCodeIsGoodOnce(t *testing.T) {
 }
 
 func TestCodeIsForOneClient(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	other := w.register(map[string]any{"client_uri": "https://other.example", "redirect_uris": []string{"https://other.example/"}})
@@ -321,6 +329,7 @@ func TestCodeIsForOneClient(t *testing.T) {
 }
 
 func TestRefresh(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	access, refresh := w.session("mei", "D1")
 	a := w.refresh(refresh)
@@ -352,6 +361,7 @@ func TestRefresh(t *testing.T) {
 }
 
 func TestRefreshOfALostTwin(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	_, refresh := w.session("mei", "D1")
 	mine, theirs := w.refresh(refresh), w.refresh(refresh)
@@ -365,6 +375,7 @@ func TestRefreshOfALostTwin(t *testing.T) {
 }
 
 func TestRefreshMany(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	_, refresh := w.session("mei", "D1")
 	var wg sync.WaitGroup
@@ -391,6 +402,7 @@ func TestRefreshMany(t *testing.T) {
 }
 
 func TestSessionsEndAndRest(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	access, refresh := w.session("mei", "D1")
 	w.clock.move(90 * time.Minute)
@@ -435,6 +447,7 @@ func TestSessionsEndAndRest(t *testing.T) {
 }
 
 func TestRevoke(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	for i, hint := range []string{"access_token", "refresh_token", ""} {
 		access, refresh := w.session("mei", "D1")
@@ -467,6 +480,7 @@ func TestRevoke(t *testing.T) {
 }
 
 func TestDeviceOfBothAPIs(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	access, refresh := w.session("mei", "D1")
 	legacy := w.User("mei").Login("D1") // the same device by password: the OAuth session ends
@@ -483,6 +497,7 @@ func TestDeviceOfBothAPIs(t *testing.T) {
 }
 
 func TestRestartBetween(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	code := w.signIn(b, "mei", "D1")
@@ -507,6 +522,7 @@ func TestRestartBetween(t *testing.T) {
 }
 
 func TestIDToken(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	w.User("mei")
@@ -529,4 +545,25 @@ func TestIDToken(t *testing.T) {
 		t.Errorf("claims: %s", body)
 	}
 	verify(t, w, a.Get("id_token").Str)
+}
+
+// A client that is told 4xx at a refresh takes its session for ended: a busy office must not be logged out.
+func TestRefreshIsNotLimited(t *testing.T) {
+	t.Parallel()
+	w := open(t, func(o *homeserver.Options) { o.RateLimits = httpapi.RateLimits{PerSecond: 0.1, Burst: 12} })
+	_, refresh := w.session("mei", "D1")
+	for i := range 30 {
+		a := w.refresh(refresh)
+		if a.Status != 200 {
+			t.Fatalf("refresh %d: %d %s", i, a.Status, a.Body)
+		}
+		refresh = a.Get("refresh_token").Str
+	}
+	limited := false
+	for range 30 {
+		limited = limited || w.Do("", "POST", "/_carillon/oauth/register", metadata(nil)).Status == 429
+	}
+	if !limited {
+		t.Error("registrations are not limited")
+	}
 }

@@ -14,6 +14,7 @@ import (
 
 // Every page and endpoint is sent what nobody should send, by somebody who is signed in.
 func TestHostileInput(t *testing.T) {
+	t.Parallel()
 	w := open(t, func(o *homeserver.Options) {
 		o.SignIn.Providers = []sso.Provider{{ID: "away", Name: "Away", Issuer: "https://127.0.0.1:1", ClientID: "c", Localpart: "{{.sub}}"}}
 	})

@@ -27,7 +27,8 @@ func (o *Server) AccountURL() string { return o.BaseURL + pathAccount }
 
 // metadata is the authorization server metadata.
 // Spec: client-server-api#get_matrixclientv1auth_metadata, RFC 8414
-func (o *Server) metadata(*httpapi.Call) (any, error) {
+func (o *Server) metadata(c *httpapi.Call) (any, error) {
+	c.W.Header().Set("Cache-Control", "public, max-age=600")
 	m := map[string]any{
 		"issuer":                                         o.issuer,
 		"authorization_endpoint":                         o.BaseURL + pathAuthorize,

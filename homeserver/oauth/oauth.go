@@ -130,7 +130,8 @@ func (o *Server) Routes() []httpapi.Route {
 		open(get, "/.well-known/oauth-authorization-server", false, o.metadata),
 		open(get, pathKeys, false, o.publicKeys),
 		open(post, pathRegister, true, o.register),
-		open(post, pathToken, true, o.token),
+		// Not limited: clients take a refusal to refresh as the end of their session, and tokens cannot be guessed.
+		open(post, pathToken, false, o.token),
 		open(post, pathRevoke, true, o.revoke),
 		open(post, pathDevice, true, o.deviceAuthorization),
 		open(get, "/_matrix/client/v3/auth/"+stageOAuth+"/fallback/web", false, o.resetFallback),

@@ -39,6 +39,7 @@ func (w *world) poll(code string) hstest.Answer {
 }
 
 func TestDeviceGrant(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	a := w.device()
 	if a.Status != 200 || a.Get("interval").Int() != 5 || a.Get("expires_in").Int() < 300 || !regexp.MustCompile(`^[B-Z]{4}-[B-Z]{4}$`).MatchString(a.Get("user_code").Str) ||
@@ -92,6 +93,7 @@ func TestDeviceGrant(t *testing.T) {
 }
 
 func TestDeviceGrantRefused(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	a := w.device()
@@ -119,6 +121,7 @@ func TestDeviceGrantRefused(t *testing.T) {
 }
 
 func TestFormsAreGuarded(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	w.session("mei", "D1")
 	b := w.Browser("en")
@@ -170,6 +173,7 @@ func TestFormsAreGuarded(t *testing.T) {
 }
 
 func TestAccountPages(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	access, _ := w.session("mei", "PHONE1")
 	b := w.Browser("en")
@@ -216,6 +220,7 @@ func TestAccountPages(t *testing.T) {
 }
 
 func TestPasswordPage(t *testing.T) {
+	t.Parallel()
 	w := open(t, func(o *homeserver.Options) { o.MinPassword = 8 })
 	access, _ := w.session("mei", "D1")
 	b, other := w.Browser("en"), w.Browser("en")
@@ -255,6 +260,7 @@ func TestPasswordPage(t *testing.T) {
 }
 
 func TestDeactivation(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	access, _ := w.session("mei", "D1")
 	b := w.Browser("en")
@@ -280,6 +286,7 @@ func TestDeactivation(t *testing.T) {
 }
 
 func TestCrossSigningReset(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	access, _ := w.session("mei", "D1")
 	upload := func(seed byte, auth any) hstest.Answer {
@@ -335,6 +342,7 @@ func TestCrossSigningReset(t *testing.T) {
 }
 
 func TestSignUp(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	if a := w.Do("", "GET", "/_matrix/client/v1/auth_metadata", nil); a.Get("prompt_values_supported.0").Str != "create" {
 		t.Errorf("metadata: %s", a.Body)
@@ -367,6 +375,7 @@ func TestSignUp(t *testing.T) {
 }
 
 func TestLanguages(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	w.User("mei")
 	for accept, want := range map[string]string{
@@ -402,6 +411,7 @@ func TestLanguages(t *testing.T) {
 }
 
 func TestGuessingPasswords(t *testing.T) {
+	t.Parallel()
 	w := open(t, func(o *homeserver.Options) { o.LoginAttempts = 0.1 })
 	w.User("mei")
 	p := w.Browser("en").Get(w.URL + "/_carillon/account/login")
@@ -425,6 +435,7 @@ func TestGuessingPasswords(t *testing.T) {
 }
 
 func TestLockedAccount(t *testing.T) {
+	t.Parallel()
 	w := open(t)
 	b := w.Browser("en")
 	w.at(b, "mei", "/_carillon/account")

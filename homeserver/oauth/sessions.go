@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/browser"
@@ -136,7 +137,7 @@ func (o *Server) loginPage(v *browser.Visit) (any, error) {
 	if s != nil && v.Query("again") == "" {
 		return v.Redirect(then(v))
 	}
-	user := v.Query("login_hint")
+	user := strings.TrimPrefix(v.Query("login_hint"), "mxid:") // as clients write it that know the user
 	if s != nil {
 		user = string(s.user)
 	}

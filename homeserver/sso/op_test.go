@@ -40,7 +40,6 @@ const secret = "the client's secret"
 // providers starts OpenID Connect providers whose certificates one authority signs.
 type providers struct {
 	authority *httpapitest.Authority
-	mu        sync.Mutex
 }
 
 // newOP listens; serve makes it answer.
@@ -62,8 +61,8 @@ func (ps *providers) newOP(t testing.TB) *op {
 	return o
 }
 
-// clients of the example's storage are global: they are made under a lock, each test with IDs of its own.
-var clients sync.Mutex
+// setup is held while a provider is set up: the example sets the logger of the whole process.
+var setup sync.Mutex
 
 func (o *op) serve(callback string) {
 	o.t.Helper()
@@ -79,8 +78,8 @@ func (o *op) serve(callback string) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	clients.Lock()
-	defer clients.Unlock()
+	setup.Lock()
+	defer setup.Unlock()
 	known := map[string]*storage.Client{o.client: storage.WebClient(o.client, secret, callback)}
 	router := exampleop.SetupServer(o.issuer, storage.NewStorageWithClients(users, known), slog.New(slog.DiscardHandler), false)
 	o.srv = &http.Server{Handler: router, ErrorLog: stdlog.New(io.Discard, "", 0)}

@@ -48,6 +48,7 @@ func (w *world) signIn(name string) hstest.Answer {
 }
 
 func TestLogIn(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	flows := w.Do("", "GET", "/_matrix/client/v3/login", nil)
 	f := flows.Get(`flows.#(type=="m.login.sso")`)
@@ -96,6 +97,7 @@ func TestLogIn(t *testing.T) {
 }
 
 func TestTrustedClient(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil, func(o *homeserver.Options) {
 		o.SignIn.TrustedClients = []string{"https://chat.client.example/app/", "com.client.example://"}
 	})
@@ -133,6 +135,7 @@ func TestTrustedClient(t *testing.T) {
 }
 
 func TestAddressesThatAreNoClients(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	b := w.browser()
 	for _, target := range []string{
@@ -152,6 +155,7 @@ func TestAddressesThatAreNoClients(t *testing.T) {
 }
 
 func TestNameIsTaken(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	w.User("bo") // made before, with a password
 	b := w.browser()
@@ -174,6 +178,7 @@ func TestNameIsTaken(t *testing.T) {
 }
 
 func TestRules(t *testing.T) {
+	t.Parallel()
 	t.Run("an account of the name is the person's", func(t *testing.T) {
 		w := open(t, func(p *sso.Provider) { p.LinkExisting = true })
 		w.User("bo")
@@ -232,6 +237,7 @@ func TestRules(t *testing.T) {
 }
 
 func TestProviderThatIsAway(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	w.op.srv.Close()
 	b := w.browser()
@@ -254,6 +260,7 @@ func TestProviderThatIsAway(t *testing.T) {
 }
 
 func TestCertificateOfAStranger(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil, func(o *homeserver.Options) { o.SignIn.ExtraCAs = nil })
 	if p := w.browser().Get(w.redirect(app)); p.Status != 502 {
 		t.Errorf("a certificate that nobody trusts: %d %q", p.Status, p.To)
@@ -261,6 +268,7 @@ func TestCertificateOfAStranger(t *testing.T) {
 }
 
 func TestCallbackIsGuarded(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	start := func(b *hstest.Browser) string { // the answer of the provider
 		return w.loginAt(b, b.Get(w.redirect(app)).To, "bo").To
@@ -300,6 +308,7 @@ func TestCallbackIsGuarded(t *testing.T) {
 }
 
 func TestTokenOfAnotherClient(t *testing.T) {
+	t.Parallel()
 	// A code that somebody else's sign-in gave is bound to that browser's verifier and nonce.
 	w := open(t, nil)
 	attacker, victim := w.browser(), w.browser()
@@ -320,6 +329,7 @@ func TestTokenOfAnotherClient(t *testing.T) {
 }
 
 func TestConfirmationIsGuarded(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	b := w.browser()
 	p := w.atProvider(b, b.Get(w.redirect(app)), "bo")
@@ -345,6 +355,7 @@ func TestConfirmationIsGuarded(t *testing.T) {
 }
 
 func TestStageOfInteractiveAuthentication(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil)
 	bo := w.signIn("bo")
 	token, device := bo.Get("access_token").Str, bo.Get("device_id").Str
@@ -394,6 +405,7 @@ func TestStageOfInteractiveAuthentication(t *testing.T) {
 }
 
 func TestTwoProviders(t *testing.T) {
+	t.Parallel()
 	var second *op
 	w := open(t, nil, func(o *homeserver.Options) {
 		ps := &providers{}
@@ -424,6 +436,7 @@ func TestTwoProviders(t *testing.T) {
 }
 
 func TestWithOAuth(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil, func(o *homeserver.Options) { o.SignIn.OAuth = true })
 	reg := w.Do("", "POST", "/_carillon/oauth/register", map[string]any{
 		"client_uri": "https://client.example", "client_name": "Bell", "redirect_uris": []string{"https://client.example/cb"},
@@ -493,6 +506,7 @@ func TestWithOAuth(t *testing.T) {
 }
 
 func TestAdministrators(t *testing.T) {
+	t.Parallel()
 	w := open(t, nil, func(o *homeserver.Options) { o.Admins = []matrix.UserID{"@chief:a.example"} })
 	chief := w.User("chief")
 	w.User("wei")
