@@ -1,6 +1,7 @@
 package slidingsync
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/tidwall/gjson"
@@ -18,6 +19,7 @@ const maxFaces = 50_000
 // face is what lists and filters need of a room's state. It does not change.
 type face struct {
 	state     stream.Pos // the state is that right after it
+	part      bool       // kind and encrypted are known, and nothing else
 	kind      string     // type of the room
 	encrypted bool
 	name      string
@@ -57,7 +59,93 @@ func (fs *faces) put(k faceKey, f *face) {
 }
 
 // faceTypes is the state that makes a face.
-var faceTypes = []string{"m.room.create", "m.room.encryption", "m.room.name", "m.room.avatar"}
+var (
+	faceTypes = []string{"m.room.create", "m.room.encryption", "m.room.name", "m.room.avatar"}
+	partTypes = faceTypes[:2]
+)
+
+// current gives a room's face as it is kept, if that is still right.
+func (w *work) current(e *entry) *face {
+	if f := w.s.faces.get(faceKey{room: e.id}); f != nil && f.state >= min(e.room.LastState, w.to) {
+		return f
+	}
+	return nil
+}
+
+const (
+	// fewFaces are read one by one, more of them together, facePage at a time.
+	fewFaces, facePage = 4, 500
+)
+
+// sortFaces reads, of all rooms at once, what filters by kind and encryption need
+// and nobody has asked for yet: after a start that is each room of the user.
+func (w *work) sortFaces(tx *sqldb.Tx, all []*entry) error {
+	var lacking []*entry
+	for _, e := range all {
+		if e.joined() && w.current(e) == nil {
+			lacking = append(lacking, e)
+		}
+	}
+	if len(lacking) <= fewFaces {
+		return nil
+	}
+	if tx == nil {
+		return errNeedsDB
+	}
+	for page := range slices.Chunk(lacking, facePage) {
+		if err := w.loadParts(tx, page); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *work) loadParts(tx *sqldb.Tx, page []*entry) error {
+	ids, made := make([]string, len(page)), make(map[matrix.RoomID]*face, len(page))
+	for i, e := range page {
+		ids[i] = string(e.id)
+		f := &face{state: w.to, part: true}
+		if old := w.s.faces.get(faceKey{room: e.id}); old != nil {
+			f.bump, f.bumpAt = old.bump, old.bumpAt
+		}
+		made[e.id] = f
+	}
+	rows, err := state.RoomsAt(tx, ids, partTypes, w.to)
+	if err != nil {
+		return err
+	}
+	var creates []state.Row
+	for _, r := range rows {
+		if r.Type == "m.room.create" {
+			creates = append(creates, r.Row)
+		} else {
+			made[r.Room].encrypted = true
+		}
+	}
+	list, err := w.s.Rooms.EventsOf(tx, creates)
+	if err != nil {
+		return err
+	}
+	for _, e := range list {
+		if f := made[e.Room]; f != nil {
+			f.see(e.Type, gjson.ParseBytes(e.Content()))
+		}
+	}
+	for id, f := range made {
+		w.s.faces.put(faceKey{room: id}, f)
+	}
+	return nil
+}
+
+// sort gives at least the kind of a room and whether it is encrypted.
+func (w *work) sort(tx *sqldb.Tx, e *entry) (*face, error) {
+	if e.joined() {
+		if f := w.current(e); f != nil {
+			return f, nil
+		}
+	}
+	return w.face(tx, e)
+}
 
 // face gives what a room looks like to the user.
 func (w *work) face(tx *sqldb.Tx, e *entry) (*face, error) {
@@ -67,7 +155,7 @@ func (w *work) face(tx *sqldb.Tx, e *entry) (*face, error) {
 	case "join":
 		k := faceKey{room: e.id}
 		old := w.s.faces.get(k)
-		if old != nil && old.state >= min(e.room.LastState, w.to) {
+		if old != nil && !old.part && old.state >= min(e.room.LastState, w.to) {
 			return old, nil
 		}
 		return w.loadFace(tx, k, w.to, old)
@@ -172,7 +260,7 @@ func (w *work) bumpStamp(tx *sqldb.Tx, e *entry) (stream.Pos, error) {
 	if !e.joined() {
 		return e.member.Pos, nil
 	}
-	f, err := w.face(tx, e)
+	f, err := w.sort(tx, e)
 	if err != nil {
 		return 0, err
 	}

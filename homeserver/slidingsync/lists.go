@@ -283,6 +283,11 @@ func (w *work) shows(e *entry) bool {
 // window picks the rooms of a list.
 func (w *work) window(tx *sqldb.Tx, l *roomList, all []*entry) error {
 	l.count = 0
+	if l.filters != nil && l.filters.bySort() {
+		if err := w.sortFaces(tx, all); err != nil {
+			return err
+		}
+	}
 	for _, e := range all {
 		ok, err := w.passes(tx, l.filters, e)
 		if err != nil {
@@ -320,10 +325,14 @@ func (w *work) passes(tx *sqldb.Tx, f *filters, e *entry) (bool, error) {
 			return false, err
 		}
 	}
-	if f.Encrypted == nil && f.RoomTypes == nil && f.NotRoomTypes == nil && f.Name == "" {
+	if !f.bySort() && f.Name == "" {
 		return true, nil
 	}
-	face, err := w.face(tx, e)
+	look := w.sort
+	if f.Name != "" {
+		look = w.face
+	}
+	face, err := look(tx, e)
 	if err != nil {
 		return false, err
 	}
@@ -336,6 +345,11 @@ func (w *work) passes(tx *sqldb.Tx, f *filters, e *entry) (bool, error) {
 		return false, nil
 	}
 	return is(f.Encrypted, face.encrypted) && (f.RoomTypes == nil || listed(f.RoomTypes)) && !listed(f.NotRoomTypes), nil
+}
+
+// bySort reports whether kind or encryption of a room matter.
+func (f *filters) bySort() bool {
+	return f.Encrypted != nil || f.RoomTypes != nil || f.NotRoomTypes != nil
 }
 
 // inSpace reports whether a room is directly in one of the spaces that the user is
