@@ -1,9 +1,10 @@
 # Carillon's targets. `make help` lists them.
 #
 # goolm is the pure Go end-to-end encryption of the Matrix client library: without
-# the tag a build would need the C library olm.
+# the tag a build would need the C library olm. nodynamic builds the decoder of AVIF in;
+# without the tag it would need a C library too.
 
-TAGS        := goolm
+TAGS        := goolm,nodynamic
 GO          ?= go
 GOFUMPT     := mvdan.cc/gofumpt@v0.12.0
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2

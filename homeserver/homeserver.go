@@ -134,6 +134,7 @@ type Media struct {
 	Bucket         *media.Bucket
 	Redirect       bool
 	RedirectFrom   int64
+	AVIF           []string
 }
 
 // Previews says whether pages that people link to are fetched for them.
@@ -609,7 +610,7 @@ func (s *Server) mediaOptions(inUse func(matrix.UserID, string) bool) media.Opti
 		FixedSizes: !m.DynamicThumbnails, OpenDownloads: m.OpenDownloads,
 		UserBytes: m.UserBytes, UserFiles: m.UserFiles, ServerBytes: m.ServerBytes, RemoteBytes: m.RemoteBytes,
 		RemoteFor: m.RemoteFor, LocalFor: m.LocalFor, ThumbnailBytes: m.ThumbnailBytes,
-		InUse: inUse, MaxPending: m.MaxPending, PendingFor: m.PendingFor, Now: s.opts.Now,
+		InUse: inUse, AVIF: m.AVIF, MaxPending: m.MaxPending, PendingFor: m.PendingFor, Now: s.opts.Now,
 	}
 }
 

@@ -56,6 +56,7 @@ type cli struct {
 	CheckConfig checkConfigCmd `cmd:"" name:"check-config" help:"Say what is wrong in the configuration and what to write instead."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask the running server whether it is well."`
 	Version     versionCmd     `cmd:"" help:"Print the version."`
+	DecodeAVIF  decodeAVIFCmd  `cmd:"" name:"decode-avif" hidden:"" help:"Decode a picture for the media store."`
 }
 
 // app is what commands get.

@@ -28,6 +28,9 @@ func mediaOptions(opts *homeserver.Options, cfg *config.Config) error {
 		opts.Media.TypeLimits = append(opts.Media.TypeLimits, media.TypeLimit{Type: kind, Max: int64(limit)})
 	}
 	var err error
+	if opts.Media.AVIF, err = avifDecoder(); err != nil {
+		return err
+	}
 	if opts.Media.Bucket, err = bucket(&m.S3); err != nil {
 		return err
 	}
@@ -55,6 +58,9 @@ func bucket(s *config.S3) (*media.Bucket, error) {
 	}
 	return b, nil
 }
+
+// decodeAVIFCmd is for the media store alone, which starts it; see media.WriteAVIF.
+type decodeAVIFCmd struct{}
 
 type mediaCmd struct {
 	Copy mediaCopyCmd `cmd:"" help:"Copy the files of the media store between its folder and its object store."`

@@ -54,6 +54,8 @@ func kindOf(head []byte) string {
 		return typeBMP
 	case starts("II*\x00"), starts("MM\x00*"):
 		return typeTIFF
+	case isAVIF(head):
+		return typeAVIF
 	}
 	return ""
 }
@@ -68,6 +70,7 @@ type source struct {
 	animated      bool
 	pixelBytes    int64 // that its decoder needs for a pixel
 	frames        *frames
+	avif          []string // the decoder of AVIF
 }
 
 // inspect reads the head of a picture. Nothing is decoded yet, and no more memory used than for the head.
@@ -128,6 +131,12 @@ func (s *source) config(head []byte) (cfg image.Config, err error) {
 		cfg, err = tiff.DecodeConfig(io.NewSectionReader(s.f, 0, s.size))
 		s.orientation = exif(head)
 		s.pixelBytes = channelBytes(cfg.ColorModel) + 8 // the strips are unpacked one by one
+	case typeAVIF:
+		if !wholeAVIF(s.f, s.size) {
+			return cfg, errNoPicture
+		}
+		cfg, s.orientation, err = configAVIF(head)
+		s.pixelBytes = avifPixelBytes
 	default:
 		err = errNoPicture
 	}
@@ -225,7 +234,7 @@ func (s *source) shrink(ctx context.Context, want size) (b []byte, contentType s
 			return b, typeGIF, err
 		} // else its first frame may do
 	}
-	img, err := s.decode()
+	img, err := s.decode(ctx)
 	if err != nil {
 		return nil, "", err
 	}
@@ -241,23 +250,23 @@ func (s *source) shrink(ctx context.Context, want size) (b []byte, contentType s
 
 // photo says that the type is one of photographs, and not mostly of drawings, on which JPEG shows.
 func (s *source) photo() bool {
-	return s.contentType == typeJPEG || s.contentType == typeWebP || s.contentType == typeTIFF
+	return s.contentType == typeJPEG || s.contentType == typeWebP || s.contentType == typeTIFF || s.contentType == typeAVIF
 }
 
 func scaled(n int, ratio float64) int { return max(int(math.Round(float64(n)*ratio)), 1) }
 
 // decode gives the picture, of moving ones the first frame.
-func (s *source) decode() (img image.Image, err error) {
+func (s *source) decode(ctx context.Context) (img image.Image, err error) {
 	switch s.contentType {
 	case typeJPEG:
 		img, err = jpeg.Decode(s.reader())
 	case typePNG:
 		img, err = png.Decode(s.reader())
 	case typeGIF:
-		img, err = s.first()
+		img, err = s.first(ctx)
 	case typeWebP:
 		if s.frames != nil {
-			img, err = s.first()
+			img, err = s.first(ctx)
 		} else {
 			img, err = webp.Decode(s.reader())
 		}
@@ -265,6 +274,8 @@ func (s *source) decode() (img image.Image, err error) {
 		img, err = bmp.Decode(s.reader())
 	case typeTIFF:
 		img, err = tiff.Decode(io.NewSectionReader(s.f, 0, s.size))
+	case typeAVIF:
+		img, err = s.decodeAVIF(ctx)
 	default:
 		err = errNoPicture
 	}

@@ -48,6 +48,8 @@ type Options struct {
 	MaxUpload    int64 // bytes; 0 is 100 MiB
 	MaxRemote    int64 // bytes of a file of another server; 0 is 100 MiB
 	MaxPixels    int   // of a picture that is made smaller; 0 is 60 million
+	// AVIF is the program, with its arguments, that decodes AVIF with WriteAVIF; none: no thumbnails are made of it.
+	AVIF []string
 	// TypeLimits are the largest uploads in bytes by type, "image/*" for a kind; 0 forbids. The first that fits counts.
 	TypeLimits []TypeLimit
 	// FixedSizes makes thumbnails of the standard sizes only, and not of those that clients ask for.

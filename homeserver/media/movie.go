@@ -87,11 +87,11 @@ func (m *frames) play(ctx context.Context, n int, show func(i int, canvas *image
 }
 
 // first is the first frame as it is shown.
-func (s *source) first() (img image.Image, err error) {
+func (s *source) first(ctx context.Context) (img image.Image, err error) {
 	if len(s.frames.list) == 0 {
 		return nil, errNoPicture
 	}
-	err = s.frames.play(context.Background(), 1, func(_ int, canvas *image.RGBA) error {
+	err = s.frames.play(ctx, 1, func(_ int, canvas *image.RGBA) error {
 		img = canvas
 		return nil
 	})

@@ -12,8 +12,10 @@ import (
 	"image/png"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/gen2brain/avif"
 	"golang.org/x/image/bmp"
 	"golang.org/x/image/tiff"
 
@@ -56,9 +58,32 @@ func encoded(t testing.TB, kind string, w, h int) []byte {
 	return buf.Bytes()
 }
 
+// TestMain makes the test program its own decoder of AVIF, as the server's program is.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == "decode-avif" {
+		if err := media.WriteAVIF(os.Stdin, os.Stdout, avif.Decode); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func decoder(t testing.TB) []string {
+	t.Helper()
+	args, err := media.ExecutableAVIF("decode-avif")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return args
+}
+
 func TestKindsOfPictures(t *testing.T) {
-	s := start(t, media.Options{}, nil)
+	s := start(t, media.Options{AVIF: decoder(t)}, nil)
 	for _, tt := range []struct{ kind, quarters, format string }{
+		{"still.avif", "rgbw", "jpeg"},
+		{"turned.avif", "brwg", "jpeg"},
+		{"clear.avif", "????", "png"},
 		{"bmp", "rgbw", "png"},
 		{"tiff", "rgbw", "jpeg"},
 		{"tiff packed", "rgbw", "jpeg"},
@@ -93,6 +118,44 @@ func TestKindsOfPictures(t *testing.T) {
 		a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?width=50&height=50", "")
 		if w, _, format := dimensions(t, a.Body); w != 20 || format == kind {
 			t.Errorf("a small %s: %s of %d", kind, format, w)
+		}
+	}
+}
+
+// Of AVIF that lies, is broken or cannot be decoded here no thumbnail is made, and nothing is left behind.
+func TestBadAVIF(t *testing.T) {
+	good := encoded(t, "still.avif", 0, 0)
+	change := func(what string, fn func(b []byte)) []byte {
+		t.Helper()
+		b := bytes.Clone(good)
+		at := bytes.Index(b, []byte(what))
+		if at < 0 {
+			t.Fatalf("no %s", what)
+		}
+		fn(b[at+len(what):])
+		return b
+	}
+	for name, c := range map[string]struct {
+		opts   media.Options
+		body   []byte
+		status int
+	}{
+		"no decoder":        {media.Options{}, good, 400},
+		"a failing decoder": {media.Options{AVIF: []string{"/bin/false"}}, good, 400},
+		"no such decoder":   {media.Options{AVIF: []string{"/nowhere"}}, good, 400},
+		"a silent decoder":  {media.Options{AVIF: []string{"/bin/true"}}, good, 400},
+		"cut short":         {media.Options{AVIF: decoder(t)}, good[:len(good)-100], 400},
+		"head only":         {media.Options{AVIF: decoder(t)}, good[:40], 400},
+		"huge":              {media.Options{AVIF: decoder(t)}, change("ispe", func(b []byte) { binary.BigEndian.PutUint32(b[4:], 1<<20) }), 413},
+		"no dimensions":     {media.Options{AVIF: decoder(t)}, change("ispe", func(b []byte) { clear(b[4:12]) }), 400},
+	} {
+		s := start(t, c.opts, nil)
+		id := s.upload(alice, "image/avif", "", c.body)
+		if a := s.do(bob, "GET", auth+"/thumbnail/"+id+"?width=50&height=50", nil); a.Status != c.status {
+			t.Errorf("%s: %d %.100s", name, a.Status, a.Body)
+		}
+		if a := s.want(200, "", bob, "GET", auth+"/download/"+id, ""); !strings.HasPrefix(a.Header.Get("Content-Disposition"), "inline") {
+			t.Errorf("%s: %v", name, a.Header)
 		}
 	}
 }

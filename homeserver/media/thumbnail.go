@@ -197,6 +197,7 @@ func (s *Store) picture(ctx context.Context, m *meta, want size) (*picture, erro
 		f.Close()
 		return nil, errNoThumbnail
 	}
+	src.avif = s.opts.AVIF
 	// As it is: nothing is ever made larger, and what is to stand still must.
 	asItIs := want.beyond || src.fits(want)
 	if src.animated {
