@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -43,7 +44,7 @@ func (w *world) hostile(t testing.TB) (*httpapitest.Hostile, []string) {
 	routes := api.Paths()
 	slices.Sort(routes)
 	return &httpapitest.Hostile{
-		T: t, Handler: api, Stranger: "@005:example.com",
+		T: t, Handler: api, Stranger: "@005:example.com", Brief: os.Getenv("CARILLON_TEST_HOSTILE") != "all",
 		Allow: func(_, _ string, status int, code string) bool { return status == http.StatusBadGateway && code != "" },
 		Prepare: func(r *http.Request, _ []byte) {
 			token := admin
