@@ -461,6 +461,7 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.showContacts(contacts)
 	s.mayChange = contacts.MayChange()
 	acc.OnDeactivate(func(ctx context.Context, u matrix.UserID, erase bool) error {
 		if !erase {

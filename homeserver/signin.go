@@ -11,10 +11,12 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/browser"
 	"github.com/carillon-chat/carillon/homeserver/devices"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/oauth"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sso"
+	"github.com/carillon-chat/carillon/homeserver/threepids"
 )
 
 // SignIn says how people sign in, beside their password at the clients that they use.
@@ -74,6 +76,27 @@ func (s *Server) signIn(ctx context.Context, db *sqldb.DB, acc *accounts.Account
 		s.runs = append(s.runs, run{"oauth", s.oauth.Run})
 	}
 	return routes, nil
+}
+
+// showContacts lets the account page show how people are reached.
+func (s *Server) showContacts(t *threepids.Threepids) {
+	if s.oauth == nil {
+		return
+	}
+	s.oauth.ShowContacts(func(ctx context.Context, user matrix.UserID) ([]string, error) {
+		list, err := t.Of(ctx, user)
+		if err != nil {
+			return nil, err
+		}
+		shown := make([]string, len(list))
+		for i, c := range list {
+			shown[i] = c.Address
+			if c.Medium == "msisdn" { // kept without the sign
+				shown[i] = "+" + c.Address
+			}
+		}
+		return shown, nil
+	})
 }
 
 // authoriseReset makes the caller prove who they are before cross-signing keys are replaced.

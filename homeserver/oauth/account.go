@@ -67,6 +67,7 @@ type accountBody struct {
 	Name      string
 	Password  bool
 	Companies []string // providers that the account is linked with
+	Contacts  []string // e-mail addresses and telephone numbers
 }
 
 // accountPage is where the account management address leads.
@@ -99,6 +100,12 @@ func (o *Server) accountPage(v *browser.Visit) (any, error) {
 func (o *Server) showAccount(v *browser.Visit, s *session, status int, problem, notice, name string) (any, error) {
 	u, _ := o.Accounts.User(s.user)
 	body := accountBody{User: s.user, Name: name, Password: u.HasPassword && o.Accounts.PasswordsAllowed()}
+	if o.contacts != nil {
+		var err error
+		if body.Contacts, err = o.contacts(v.Ctx(), s.user); err != nil {
+			return nil, err
+		}
+	}
 	if o.SSO != nil {
 		var err error
 		if body.Companies, err = o.SSO.Linked(v.Ctx(), s.user); err != nil {

@@ -58,6 +58,8 @@ type Server struct {
 	pages  *browser.Pages
 	polls  polls
 	typed  *gate.Limiter[matrix.UserID] // user codes that one person may try
+	// contacts are the addresses of a user, nil where nobody keeps them.
+	contacts func(ctx context.Context, user matrix.UserID) ([]string, error)
 
 	keyMu sync.Mutex
 	key   *signingKey
@@ -97,6 +99,11 @@ func New(ctx context.Context, p Parts) (*Server, error) {
 		p.SSO.OnSignIn(o.signedIn)
 	}
 	return o, nil
+}
+
+// ShowContacts lets the account page show the e-mail addresses and telephone numbers of people. Call it before serving.
+func (o *Server) ShowContacts(of func(ctx context.Context, user matrix.UserID) ([]string, error)) {
+	o.contacts = of
 }
 
 // The addresses of the endpoints and pages.

@@ -11,6 +11,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver"
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/hstest"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
 // at signs a browser in to the account pages.
@@ -174,10 +175,20 @@ func TestFormsAreGuarded(t *testing.T) {
 
 func TestAccountPages(t *testing.T) {
 	t.Parallel()
-	w := open(t)
+	w := open(t, func(o *homeserver.Options) { o.Admins = []matrix.UserID{"@chief:a.example"} })
 	access, _ := w.session("mei", "PHONE1")
 	b := w.Browser("en")
 	p := w.at(b, "mei", "/_carillon/account?action=org.matrix.profile")
+	if p.Shows("Contact details") {
+		t.Errorf("contact details of nobody: %s", p.Body)
+	}
+	chief := w.User("chief").AccessToken
+	if a := w.Do(chief, "POST", "/_carillon/admin/v1/users/@mei:a.example/contacts", map[string]any{"medium": "email", "address": "mei@corp.example"}); a.Status != 201 {
+		t.Fatalf("%d %s", a.Status, a.Body)
+	}
+	if p := b.Get(w.URL + "/_carillon/account"); !p.Shows("Contact details", "mei@corp.example") {
+		t.Errorf("contact details: %s", p.Body)
+	}
 	p = p.Press("Save", "name", "梅 <b>")
 	if !p.Shows("Saved.", "梅 <b>") || strings.Contains(p.Body, "梅 <b>") {
 		t.Errorf("name: %s", p.Body)
