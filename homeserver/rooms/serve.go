@@ -152,6 +152,7 @@ func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.E
 	if err != nil {
 		return JoinState{}, err
 	}
+	before := slices.Clone(r.hub.Servers(id))
 	placed, err := r.accept(ctx, origin, ev, false)
 	if err != nil {
 		return JoinState{}, err
@@ -159,7 +160,7 @@ func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.E
 	if placed.Hidden() {
 		return JoinState{}, matrix.Forbidden("the join is not allowed")
 	}
-	out := JoinState{Version: string(ev.Version), Event: placed.JSON, Servers: r.hub.Servers(id)}
+	out := JoinState{Version: string(ev.Version), Event: placed.JSON, Servers: before}
 	if omitMembers {
 		out.State, out.AuthChain, err = r.leanStateBefore(ctx, placed)
 	} else {
