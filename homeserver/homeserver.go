@@ -611,7 +611,8 @@ func (s *Server) mediaOptions(inUse func(matrix.UserID, string) bool) media.Opti
 		FixedSizes: !m.DynamicThumbnails, OpenDownloads: m.OpenDownloads,
 		UserBytes: m.UserBytes, UserFiles: m.UserFiles, ServerBytes: m.ServerBytes, RemoteBytes: m.RemoteBytes,
 		RemoteFor: m.RemoteFor, LocalFor: m.LocalFor, ThumbnailBytes: m.ThumbnailBytes,
-		InUse: inUse, AVIF: m.AVIF, MaxPending: m.MaxPending, PendingFor: m.PendingFor, Now: s.opts.Now,
+		InUse:  func(u matrix.UserID, uri string) bool { return inUse(u, uri) || s.isIcon(uri) },
+		Public: s.isIcon, AVIF: m.AVIF, MaxPending: m.MaxPending, PendingFor: m.PendingFor, Now: s.opts.Now,
 	}
 }
 
@@ -621,4 +622,14 @@ func (s *Server) mediaDir() string {
 		return s.opts.Media.Dir
 	}
 	return filepath.Join(s.opts.DataDir, "media")
+}
+
+// isIcon says that a picture stands on a button of the sign-in page, which people see who have no token yet.
+func (s *Server) isIcon(uri string) bool {
+	for _, p := range s.opts.SignIn.Providers {
+		if p.Icon == uri {
+			return true
+		}
+	}
+	return false
 }

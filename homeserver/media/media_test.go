@@ -258,6 +258,12 @@ func TestFrozenEndpoints(t *testing.T) {
 	s.want(404, "M_NOT_FOUND", "", "GET", open+"/download/"+after+"/y.png", "")
 	s.want(404, "M_NOT_FOUND", "", "GET", open+"/thumbnail/"+after+thumbnail, "")
 	s.want(200, "PNG", bob, "GET", auth+"/download/"+after, "")
+
+	// Pictures of sign-in pages are seen by who has no token yet.
+	s.serve(media.Options{Public: func(uri string) bool { return uri == "mxc://"+after }}, nil)
+	s.want(200, "PNG", "", "GET", open+"/download/"+after, "")
+	s.want(200, "PNG", "", "GET", open+"/thumbnail/"+after+thumbnail, "")
+	s.want(404, "M_NOT_FOUND", "", "GET", open+"/download/"+s.upload(alice, "image/png", "z.png", picture(t, "png", 40, 40)), "")
 }
 
 func TestCreateAndFill(t *testing.T) {
