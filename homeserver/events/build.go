@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -19,6 +21,9 @@ import (
 // maxPDU is the largest event allowed, in bytes.
 // Spec: client-server-api#size-limits
 const maxPDU = 65536
+
+// maxName is how long a type, a state key and an identifier may be, in bytes.
+const maxName = 255
 
 // Signer is the server's identity: its name and its signing key.
 type Signer struct {
@@ -281,11 +286,12 @@ func fromParts(p Proto, id matrix.EventID, pdu []byte) (*Event, error) {
 func (e *Event) derive() {
 	r := gjson.GetManyBytes(e.JSON, "content.m\\.relates_to", "content.membership", "redacts", "content.redacts")
 	if rel := r[0]; rel.IsObject() && e.StateKey == nil {
-		if t, to := rel.Get("rel_type"), rel.Get("event_id"); t.Type == gjson.String && to.Type == gjson.String {
+		// What cannot be a type or an event is no relation.
+		if t, to := rel.Get("rel_type"), rel.Get("event_id"); t.Type == gjson.String && to.Type == gjson.String && isName(t.Str) && isName(to.Str) {
 			e.RelType, e.RelTo = t.Str, matrix.EventID(to.Str)
 		}
 	}
-	if e.Type == spec.MRoomMember {
+	if e.Type == spec.MRoomMember && isName(r[1].Str) {
 		e.Membership = r[1].Str
 	}
 	e.Sticky = stickiness(e.JSON)
@@ -294,8 +300,17 @@ func (e *Event) derive() {
 		if redactsInContent(e.Version) {
 			e.Redacts = matrix.EventID(r[3].Str)
 		}
+		if !isName(string(e.Redacts)) {
+			e.Redacts = ""
+		}
 	}
 }
+
+// isName reports whether a string may name something: every database can hold it,
+// and it is no longer than names are.
+func isName(s string) bool { return len(s) <= maxName && isText(s) }
+
+func isText(s string) bool { return strings.IndexByte(s, 0) < 0 && utf8.ValidString(s) }
 
 // checkSize enforces the limits of the specification on what clients send.
 // Spec: client-server-api#size-limits
@@ -303,8 +318,8 @@ func (e *Event) checkSize() error {
 	if len(e.JSON) > maxPDU {
 		return matrix.TooLarge("the event has %d bytes, at most %d are allowed", len(e.JSON), maxPDU)
 	}
-	if len(e.Type) > 255 || len(e.Key()) > 255 || len(e.Sender) > 255 {
-		return matrix.TooLarge("type, state_key and sender may have 255 bytes each")
+	if len(e.Type) > maxName || len(e.Key()) > maxName || len(e.Sender) > maxName {
+		return matrix.TooLarge("type, state_key and sender may have %d bytes each", maxName)
 	}
 	return nil
 }

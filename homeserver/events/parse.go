@@ -7,6 +7,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -31,7 +32,7 @@ func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err err
 			e, err = nil, matrix.BadJSON("malformed event")
 		}
 	}()
-	if !gjson.ValidBytes(raw) || !gjson.ParseBytes(raw).IsObject() {
+	if !utf8.Valid(raw) || !gjson.ValidBytes(raw) || !gjson.ParseBytes(raw).IsObject() {
 		return nil, matrix.NotJSON("an event must be a JSON object")
 	}
 	pdu, redacted, err := clean(raw, v)
@@ -56,6 +57,9 @@ func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err err
 	}
 	if _, err := matrix.ParseRoomID(parsed.RoomID().String()); err != nil {
 		return nil, err
+	}
+	if key := parsed.StateKey(); !isText(id) || !isText(string(parsed.SenderID())) || !isText(parsed.Type()) || key != nil && !isText(*key) {
+		return nil, matrix.BadJSON("malformed event: its names hold what no name may hold")
 	}
 	e = &Event{
 		ID: matrix.EventID(id), Room: matrix.RoomID(parsed.RoomID().String()), Version: version,

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/tidwall/gjson"
@@ -237,11 +238,22 @@ func TestHostileServers(t *testing.T) {
 	}
 	// Events with odd parts, well sealed, each in a transaction of its own.
 	const sendPath = "/_matrix/federation/v1/send/{txnId}"
-	for why, event := range p.h.Mutations(p.message) {
+	related, err := sjson.SetRawBytes(p.message, "content", []byte(`{"msgtype":"m.text","body":"x","m.new_content":{"body":"y"},"m.mentions":{"user_ids":["`+string(p.alice.UserID)+`"]},"m.relates_to":{"rel_type":"m.thread","event_id":"`+p.id+`","key":"k","m.in_reply_to":{"event_id":"`+p.id+`"}}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := p.h.Mutations(p.message)
+	for why, event := range p.h.Mutations(related) {
+		sealed["related "+why] = event
+	}
+	for why, event := range sealed {
 		n++
 		body := []byte(`{"origin":"` + string(p.bad.Name) + `","origin_server_ts":1,"edus":[],"pdus":[`)
 		body = append(append(body, p.seal(event)...), `]}`...)
-		p.h.Send("PUT", sendPath, "/_matrix/federation/v1/send/s"+fmt.Sprint(n), "", body, "a sealed event, "+why)
+		// A transaction that is refused comes again for ever.
+		if status, a := p.h.Send("PUT", sendPath, "/_matrix/federation/v1/send/s"+fmt.Sprint(n), "", body, "a sealed event, "+why); status != http.StatusOK && sound(body) {
+			t.Errorf("a transaction is refused (%s): %d %s", why, status, a)
+		}
 	}
 	for _, edu := range p.edus() {
 		content, err := json.Marshal(edu)
@@ -251,7 +263,9 @@ func TestHostileServers(t *testing.T) {
 		for why, changed := range p.h.Mutations(content) {
 			n++
 			body := []byte(`{"origin":"` + string(p.bad.Name) + `","origin_server_ts":1,"pdus":[],"edus":[` + string(changed) + `]}`)
-			p.h.Send("PUT", sendPath, "/_matrix/federation/v1/send/e"+fmt.Sprint(n), "", body, "an EDU, "+why)
+			if status, a := p.h.Send("PUT", sendPath, "/_matrix/federation/v1/send/e"+fmt.Sprint(n), "", body, "an EDU, "+why); status != http.StatusOK && sound(body) {
+				t.Errorf("a transaction is refused (%s): %d %s", why, status, a)
+			}
 		}
 	}
 	if n := p.good.Handler().(*httpapi.API).Panics(); n > 0 {
@@ -261,6 +275,18 @@ func TestHostileServers(t *testing.T) {
 	send(p.alice, roomFor(p.room), "after", "still here")
 	p.alice.RawSync("")
 	t.Logf("%d requests to %d routes: %v", p.h.Sent, len(p.routes()), p.h.Statuses)
+}
+
+// sound says whether a body is a transaction in form.
+func sound(body []byte) bool {
+	var txn struct {
+		PDUs []map[string]any `json:"pdus"`
+		EDUs []struct {
+			Type    string         `json:"edu_type"`
+			Content map[string]any `json:"content"`
+		} `json:"edus"`
+	}
+	return utf8.Valid(body) && json.Unmarshal(body, &txn) == nil
 }
 
 // FuzzServers is FuzzRequests from another server; where seal is set, the events
