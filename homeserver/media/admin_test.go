@@ -49,6 +49,7 @@ func (s *server) wantUsage(user, want string) {
 }
 
 func TestQuotas(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{UserBytes: 1000, UserFiles: 3, ServerBytes: 1500}, nil)
 	up := func(status int, user string, n int) {
 		t.Helper()
@@ -139,6 +140,7 @@ func TestTypeLimits(t *testing.T) {
 }
 
 func TestQuarantine(t *testing.T) {
+	t.Parallel()
 	far := start(t, media.Options{Server: "far.example.org"}, nil)
 	remote := &toServer{url: far.url}
 	s := start(t, media.Options{}, remote)
@@ -236,6 +238,7 @@ func TestPurge(t *testing.T) {
 
 // What nobody asks for goes, unless it is in use or protected.
 func TestRetention(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	far := start(t, media.Options{Server: "far.example.org"}, nil)
 	inUse := ""
@@ -278,6 +281,7 @@ func TestRetention(t *testing.T) {
 
 // A crash between content and row leaves content that nobody knows, which goes; a crash in an upload leaves nothing.
 func TestTidy(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	s := start(t, media.Options{Now: func() time.Time { return now }, ThumbnailBytes: 4000}, nil)
 	id := s.upload(alice, "a/b", "", []byte("known"))
@@ -329,6 +333,7 @@ func TestTidy(t *testing.T) {
 
 // Those who go away leave a fetch to the others, and the last one ends it.
 func TestFlights(t *testing.T) {
+	t.Parallel()
 	begun, finish, ended := make(chan struct{}, 10), make(chan struct{}), make(chan struct{}, 10)
 	remote := &toServer{}
 	remote.reply = func() *http.Response {

@@ -49,6 +49,7 @@ func hashOf(b []byte) string {
 }
 
 func TestBucket(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	s := start(t, media.Options{Bucket: bucketOf(store)}, nil)
 	small, large := []byte("carillon"), noise(40<<20, 1) // in one piece and in several
@@ -112,6 +113,7 @@ func TestBucket(t *testing.T) {
 
 // Whoever may be sent to the store gets a link that works without a log-in, and with the headers that we say.
 func TestBucketRedirect(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	s := start(t, media.Options{Bucket: bucketOf(store), Redirect: true, RedirectFrom: 1000, OpenDownloads: true}, nil)
 	content := noise(5000, 3)
@@ -183,13 +185,11 @@ func flaky(t *testing.T, store *s3.Store, breaks func(r *http.Request) bool) str
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := httputil.NewSingleHostReverseProxy(to)
-	proxy.ErrorHandler = func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) }
-	direct := proxy.Director
-	proxy.Director = func(r *http.Request) {
-		host := r.Host
-		direct(r)
-		r.Host = host // it is signed
+	proxy := &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = to.Scheme, to.Host, r.In.Host
+		}, // the host is signed
+		ErrorHandler: func(http.ResponseWriter, *http.Request, error) { panic(http.ErrAbortHandler) },
 	}
 	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if breaks(r) {
@@ -219,6 +219,7 @@ func (s *short) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 
 // A transfer that breaks off is taken up again, and a store that is away for a moment is asked again.
 func TestBucketBreaks(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	var gets, puts atomic.Int32
 	b := bucketOf(store)
@@ -250,6 +251,7 @@ func TestBucketBreaks(t *testing.T) {
 }
 
 func TestBucketSettings(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	for name, change := range map[string]func(*media.Bucket){
 		"no such bucket": func(b *media.Bucket) { b.Name = "others" },
@@ -270,6 +272,7 @@ func TestBucketSettings(t *testing.T) {
 
 // What a crash leaves is removed: content without a row, and uploads in pieces that were never finished.
 func TestBucketTidy(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	now := time.Now()
 	s := start(t, media.Options{Bucket: bucketOf(store), Now: func() time.Time { return now }}, nil)
@@ -310,6 +313,7 @@ func TestBucketTidy(t *testing.T) {
 
 // A store can move into a bucket and back while nothing is lost.
 func TestCopy(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	s := start(t, media.Options{}, nil)
 	var ids []string
@@ -351,6 +355,7 @@ func TestCopy(t *testing.T) {
 
 // Content that has vanished from the store: a copy is fetched anew, an upload is not there.
 func TestLost(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	far := start(t, media.Options{Server: "far.example.org"}, nil)
 	id := far.upload("@carol:far.example.org", "a/b", "", []byte("far"))

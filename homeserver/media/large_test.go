@@ -136,6 +136,7 @@ func TestMemory(t *testing.T) {
 
 // A player moves about in a film: it asks for its length, its end, and pieces in the middle, on one connection.
 func TestFilm(t *testing.T) {
+	t.Parallel()
 	store := s3.Start(t)
 	for name, o := range map[string]media.Options{"folder": {}, "bucket": {Bucket: bucketOf(store)}} {
 		s := start(t, o, nil)

@@ -76,13 +76,6 @@ func (s *server) serve(opts media.Options, remote media.Remote) {
 	s.url = web.URL
 }
 
-// in is the server for another test.
-func (s *server) in(t testing.TB) *server {
-	c := *s
-	c.t = t
-	return &c
-}
-
 func (s *server) do(user, method, path string, body io.Reader, header ...string) httpapitest.Answer {
 	s.t.Helper()
 	return httpapitest.Call(s.t, method, s.url+path, user, body, header...)

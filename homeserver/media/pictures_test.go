@@ -79,6 +79,7 @@ func decoder(t testing.TB) []string {
 }
 
 func TestKindsOfPictures(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{AVIF: decoder(t)}, nil)
 	for _, tt := range []struct{ kind, quarters, format string }{
 		{"still.avif", "rgbw", "jpeg"},
@@ -124,6 +125,7 @@ func TestKindsOfPictures(t *testing.T) {
 
 // Of AVIF that lies, is broken or cannot be decoded here no thumbnail is made, and nothing is left behind.
 func TestBadAVIF(t *testing.T) {
+	t.Parallel()
 	good := encoded(t, "still.avif", 0, 0)
 	change := func(what string, fn func(b []byte)) []byte {
 		t.Helper()
@@ -228,6 +230,7 @@ func playGIF(t testing.TB, b []byte) (g *gif.GIF, seen []*image.RGBA) {
 }
 
 func TestMovingPictures(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{}, nil)
 	for _, disposal := range []byte{gif.DisposalNone, gif.DisposalBackground, gif.DisposalPrevious} {
 		in := movie(t, 200, 160, 6, disposal)
@@ -306,6 +309,7 @@ func TestManyColours(t *testing.T) {
 
 // Pictures that are small to send and huge to unpack are refused by their heads.
 func TestBombs(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{}, nil)
 	const thumb = "?width=10&height=10"
 	refuse := func(what string, b []byte) {

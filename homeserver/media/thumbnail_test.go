@@ -133,6 +133,7 @@ func TestThumbnails(t *testing.T) {
 
 // The colours are where they belong, so cropping and averaging take the right parts.
 func TestThumbnailContent(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{}, nil)
 	for _, size := range []int{100, 1000} { // without and with averaging
 		for _, format := range []string{"png", "jpeg"} {
@@ -285,6 +286,7 @@ func TestLimits(t *testing.T) {
 }
 
 func TestFixedSizes(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{FixedSizes: true}, nil)
 	id := s.upload(alice, "image/png", "", picture(t, "png", 2000, 2000))
 	for query, width := range map[string]int{
@@ -304,6 +306,7 @@ func TestFixedSizes(t *testing.T) {
 
 // However many sizes are asked for, the disk does not fill up.
 func TestVariants(t *testing.T) {
+	t.Parallel()
 	s := start(t, media.Options{}, nil)
 	id := s.upload(alice, "image/png", "", picture(t, "png", 200, 200))
 	var wg sync.WaitGroup
