@@ -297,6 +297,7 @@ type timeline struct {
 	start   stream.Pos // before the first event
 	state   []*events.Event
 	after   string // the name of the state after the timeline, "" if state is that before it
+	forked  bool   // state resolution may have changed the state
 }
 
 // cut sets the start of a timeline that does not reach back to where the client
@@ -411,6 +412,7 @@ func (w *work) events(tx *sqldb.Tx, r *hub.RoomState, fresh bool) ([]byte, error
 	if err != nil {
 		return nil, err
 	}
+	t.forked = r.LastState > from // whether it has is not known here
 	if err := w.stateOf(tx, t, r.ID, from, w.to, fresh || q.full); err != nil {
 		return nil, err
 	}
@@ -447,6 +449,7 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 		if e.Type == "m.room.member" {
 			members = true
 		}
+		t.forked = t.forked || e.Resolved != nil
 		if e.Gap() {
 			t.list, t.limited = t.list[:0], true
 		}
@@ -501,6 +504,11 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 	if err != nil {
 		return err
 	}
+	if t.forked && !all && t.after == "" {
+		if rows, err = resolved(tx, t, id, from, to, rows); err != nil {
+			return err
+		}
+	}
 	lazy := w.q.filter.LazyMembers()
 	if lazy {
 		if rows, err = w.lazyRows(tx, t, id, rows, end, all); err != nil {
@@ -525,6 +533,28 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 		maps.Copy(w.erased, erased)
 	}
 	return err
+}
+
+// resolved adds to the state before a timeline what state resolution has changed
+// since, where no event of the timeline says otherwise: without it the client would
+// never hear of that.
+func resolved(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, rows []state.Row) ([]state.Row, error) {
+	changed, err := state.Delta(tx, id, from, to)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range changed {
+		of := func(e *events.Event) bool { return e.StateKey != nil && e.Type == r.Type && *e.StateKey == r.StateKey }
+		if int64(r.From) == r.NID || slices.ContainsFunc(t.list, of) { // an event at its own place
+			continue
+		}
+		if i := slices.IndexFunc(rows, func(o state.Row) bool { return o.Key == r.Key }); i >= 0 {
+			rows[i] = r
+		} else {
+			rows = append(rows, r)
+		}
+	}
+	return rows, nil
 }
 
 // lazyRows keeps of all members those who speak in the timeline, and adds to what

@@ -3,6 +3,7 @@ package hstest_test
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tidwall/gjson"
@@ -236,5 +237,33 @@ func TestForkedMembership(t *testing.T) {
 	in := dave.RawSync("").Get("rooms.join." + gjson.Escape(string(room))).Exists()
 	if in != (m == "join") {
 		t.Errorf("dave is %q by the state, in his sync: %v", m, in)
+	}
+}
+
+// What resolution takes back stands before the timeline, for clients that know of
+// nothing better.
+func TestResolutionIsTold(t *testing.T) {
+	t.Parallel()
+	a, b := hstest.Pair(t)
+	alice, bob := a.User("alice"), b.User("bob")
+	room := forkedRoom(t, "11", alice, bob, a)
+	setState(t, alice, room, "m.room.topic", "", map[string]any{"topic": "agreed"})
+	b.Eventually("the topic comes", func() bool { return stateString(bob, room, "m.room.topic", "topic") == "agreed" })
+	since := ""
+	parted(a, b, alice, bob, room, func() {
+		setState(t, bob, room, "m.room.topic", "", map[string]any{"topic": "bob's"})
+		since = bob.RawSync("").Get("next_batch").Str
+		levels := alice.OK("GET", hstest.Path("rooms", string(room), "state", "m.room.power_levels", ""), nil).Value().(map[string]any)
+		levels["users"].(map[string]any)[string(bob.UserID)] = 0
+		setState(t, alice, room, "m.room.power_levels", "", levels)
+	})
+	alice.Say(room, "merged")
+	bob.Hears(room, "merged")
+	b.Eventually("the topic is taken back", func() bool { return stateString(bob, room, "m.room.topic", "topic") == "agreed" })
+	for _, filter := range []string{"{}", `{"room":{"state":{"lazy_load_members":true}}}`} {
+		r := bob.RawSync(since, "filter="+filter).Get("rooms.join." + gjson.Escape(string(room)))
+		if got := r.Get(`state.events.#(type=="m.room.topic").content.topic`).Str; got != "agreed" || !strings.Contains(r.Get("timeline").Raw, "merged") {
+			t.Errorf("with %s: %s", filter, r.Raw)
+		}
 	}
 }
