@@ -101,6 +101,9 @@ func TestKindsOfPictures(t *testing.T) {
 	} {
 		id := s.upload(alice, "image/x", "", encoded(t, tt.kind, 200, 200))
 		for _, method := range []string{"scale", "crop"} {
+			if method == "crop" && strings.HasSuffix(tt.kind, ".avif") {
+				continue // starting the decoder takes a second
+			}
 			a := s.want(200, "", bob, "GET", auth+"/thumbnail/"+id+"?width=50&height=50&method="+method, "")
 			img, format, err := image.Decode(bytes.NewReader(a.Body))
 			if err != nil {
@@ -347,7 +350,7 @@ func TestBombs(t *testing.T) {
 	binary.BigEndian.PutUint16(bomb[at+7:], 8000)
 	refuse("progressive jpeg", bomb)
 	// A film whose frames are more than can be read stands still.
-	id := s.upload(alice, "image/gif", "", movie(t, 2000, 2000, 70, gif.DisposalNone))
+	id := s.upload(alice, "image/gif", "", movie(t, 2000, 2000, 64, gif.DisposalNone))
 	a := s.want(200, "PNG", bob, "GET", auth+"/thumbnail/"+id+thumb+"&animated=true", "")
 	if w, _, _ := dimensions(t, a.Body); w != 10 {
 		t.Errorf("%d wide", w)
