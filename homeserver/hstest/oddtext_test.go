@@ -66,8 +66,8 @@ func TestOddTextStopsNobody(t *testing.T) {
 	}
 	// Everybody still hears, is told of, and finds what comes after.
 	last := bob.Say(room, "carol, look at the penguin")
-	back := alice.Say(room, "seen by bob")
 	carol.Hears(room, "carol, look at the penguin")
+	back := alice.Say(room, "seen by bob")
 	bob.Hears(room, "seen by bob")
 	a.Eventually("carol is told", func() bool {
 		return carol.OK("GET", hstest.Path("notifications")+"?limit=5", nil).Get(`notifications.#(event.event_id=="` + string(back) + `")`).Exists()

@@ -10,6 +10,7 @@ import (
 	"encoding/base64"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Identifiers of the specification. They are compared byte for byte.
@@ -165,7 +166,7 @@ func printable(s string) bool {
 			return false
 		}
 	}
-	return true
+	return utf8.ValidString(s)
 }
 
 func clip(s string) string {
