@@ -67,7 +67,7 @@ func (s *search) answer(ctx context.Context) (*results, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &results{Count: len(all), Results: []result{}}
+	out := &results{Count: len(all) + s.q.seen(), Results: []result{}}
 	var texts []string
 	for _, f := range page {
 		r, err := s.result(ctx, f)
@@ -80,7 +80,11 @@ func (s *search) answer(ctx context.Context) (*results, error) {
 	out.Highlights = highlights(s.q.clauses, s.q.written, texts)
 	if len(page) == s.q.limit { // whether there is more is seen by asking
 		key, value := s.q.cursorGroup()
-		out.NextBatch = s.next(page[len(page)-1].hit, key, value)
+		seen := 0
+		if !s.q.byRank && key == "" {
+			seen = s.q.seen() + len(list) - len(rest)
+		}
+		out.NextBatch = s.next(page[len(page)-1].hit, seen, key, value)
 	}
 	s.group(out, page, rest)
 	if s.q.state {
@@ -97,8 +101,16 @@ func (q *question) cursorGroup() (key, value string) {
 	return q.cursor.key, q.cursor.value
 }
 
-func (s *search) next(h hit, key, value string) string {
-	return cursor{h.doc, h.terms, s.q.byRank, key, value}.String()
+// seen is how many results came before the cursor, where these are not read again.
+func (q *question) seen() int {
+	if q.cursor == nil {
+		return 0
+	}
+	return q.cursor.seen
+}
+
+func (s *search) next(h hit, seen int, key, value string) string {
+	return cursor{h.doc, h.terms, s.q.byRank, seen, key, value}.String()
 }
 
 // rank is the larger the more of a text was asked for.
@@ -178,7 +190,7 @@ func (s *search) group(out *results, page []found, rest []hit) {
 		}
 		for _, h := range rest {
 			if g := groups[h.group(key)]; g != nil && g.NextBatch == "" {
-				g.NextBatch = s.next(g.last.hit, key, h.group(key))
+				g.NextBatch = s.next(g.last.hit, 0, key, h.group(key))
 			}
 		}
 		if out.Groups == nil {

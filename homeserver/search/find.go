@@ -18,15 +18,20 @@ import (
 )
 
 const (
-	// mostHits is how many results are counted, ordered and paged through: the
-	// newest. mostLooked is how many documents are looked at for them.
-	mostHits   = 5000
+	// mostHits is how many results are counted and ordered: the newest, or by
+	// recency those after the page before, so that one can go on to the oldest.
+	// mostLooked is how many documents are looked at for them.
+	mostHits   = 2000
 	mostLooked = 20_000
-	chunk      = 5000
+	chunk      = 2000
 	// mostRooms is up to how many rooms, and mostSenders up to how many senders,
 	// the index itself is asked for; with more, what it finds is sorted out here.
 	mostRooms   = 1000
 	mostSenders = 100
+	// With more than fewRooms, to ask for them costs more than to sort out a few
+	// results of other rooms: so it is done only where less than one in strangers
+	// of what was found is the reader's.
+	fewRooms, strangers = 8, 4
 )
 
 const hitColumns = `d.doc, d.nid, d.room_id, d.sender, d.field, d.terms`
@@ -133,10 +138,11 @@ func (s *search) stateAt(room matrix.RoomID, key state.Key, pos stream.Pos) (*ev
 	return m[row.NID], err
 }
 
-// query is what the index is asked.
-func (s *search) query() wanted {
+// query is what the index is asked; inRooms is whether it is to look in the
+// reader's rooms alone.
+func (s *search) query(inRooms bool) wanted {
 	w := wanted{clauses: s.q.clauses}
-	if len(s.rooms) <= mostRooms {
+	if inRooms {
 		var any []string
 		for r := range s.rooms {
 			any = append(any, roomScope(r))
@@ -166,9 +172,13 @@ func (s *search) hits() ([]hit, error) {
 	if err := s.openRooms(); err != nil || len(s.rooms) == 0 || len(s.q.clauses) == 0 || len(s.q.fields) == 0 {
 		return nil, err
 	}
-	w := s.query()
+	inRooms := len(s.rooms) <= fewRooms
+	w := s.query(inRooms)
 	var out []hit
 	before := int64(math.MaxInt64)
+	if c := s.q.cursor; c != nil && c.seen > 0 {
+		before = int64(c.doc)
+	}
 	for looked := 0; looked < mostLooked && len(out) < mostHits; {
 		list, err := s.terms.find(s.tx, w, before, chunk)
 		if err != nil {
@@ -188,6 +198,10 @@ func (s *search) hits() ([]hit, error) {
 		}
 		looked += len(list)
 		before = int64(list[len(list)-1].doc)
+		if !inRooms && len(s.rooms) <= mostRooms && len(out) < looked/strangers {
+			inRooms = true
+			w = s.query(true)
+		}
 	}
 	if s.q.byRank {
 		slices.SortStableFunc(out, func(a, b hit) int { return cmp.Compare(a.terms, b.terms) })

@@ -87,6 +87,7 @@ type cursor struct {
 	doc        stream.Pos
 	terms      int
 	byRank     bool
+	seen       int // results up to here, where they are read by recency and not by group; else 0
 	key, value string
 }
 
@@ -101,7 +102,7 @@ func (c cursor) String() string {
 	if c.byRank {
 		order = "r"
 	}
-	return base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("%s %d %d %s %s", order, c.doc, c.terms, c.key, c.value)))
+	return base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("%s %d %d %d %s %s", order, c.doc, c.terms, c.seen, c.key, c.value)))
 }
 
 func parseCursor(s string, byRank bool) (*cursor, error) {
@@ -110,8 +111,8 @@ func parseCursor(s string, byRank bool) (*cursor, error) {
 	if err != nil {
 		return nil, bad
 	}
-	part := strings.SplitN(string(b), " ", 5)
-	if len(part) != 5 || part[0] != "t" && part[0] != "r" || (part[0] == "r") != byRank {
+	part := strings.SplitN(string(b), " ", 6)
+	if len(part) != 6 || part[0] != "t" && part[0] != "r" || (part[0] == "r") != byRank {
 		return nil, bad
 	}
 	doc, err := strconv.ParseInt(part[1], 10, 64)
@@ -119,10 +120,14 @@ func parseCursor(s string, byRank bool) (*cursor, error) {
 		return nil, bad
 	}
 	terms, err := strconv.Atoi(part[2])
-	if err != nil || part[3] != "" && part[3] != byRoom && part[3] != bySender {
+	if err != nil {
 		return nil, bad
 	}
-	return &cursor{stream.Pos(doc), terms, byRank, part[3], part[4]}, nil
+	seen, err := strconv.Atoi(part[3])
+	if err != nil || seen < 0 || seen > 0 && (byRank || part[4] != "") || part[4] != "" && part[4] != byRoom && part[4] != bySender {
+		return nil, bad
+	}
+	return &cursor{stream.Pos(doc), terms, byRank, seen, part[4], part[5]}, nil
 }
 
 // after reports whether a result comes after the cursor, and in its group.

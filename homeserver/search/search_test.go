@@ -29,6 +29,7 @@ const (
 type world struct {
 	*partstest.World
 	data *accountdata.Data
+	s    *search.Search
 }
 
 func open(t testing.TB, db *sqldb.DB) *world {
@@ -54,6 +55,7 @@ func build(t testing.TB, db *sqldb.DB) (w *world, run func(context.Context) erro
 	if err != nil {
 		t.Fatal(err)
 	}
+	w.s = s
 	w.API.Add(s.Routes()...)
 	return w, s.Run
 }
@@ -482,5 +484,25 @@ func TestFlood(t *testing.T) {
 	for range 20 {
 		<-done
 	}
-	partstest.Eventually(t, "all is indexed", func() bool { return w.search(bob, "洪水", "", "").Count == n })
+	partstest.Eventually(t, "all is indexed", func() bool {
+		w.search(bob, "洪水", "", "") // which works off what is waiting
+		indexed := 0
+		err := w.DB.Read(w.Ctx, func(tx *sqldb.Tx) error {
+			return tx.QueryRow(`SELECT COUNT(*) FROM search_docs WHERE room_id = $1 AND sender = $2 AND field = $3`, string(room), string(alice), 1).Scan(&indexed)
+		})
+		return err == nil && indexed == n
+	})
+	// By recency one can go on to the last, and what was counted adds up.
+	seen, a := 0, w.search(bob, "洪水", `,"order_by":"recent","filter":{"limit":50}`, "")
+	for first := true; first || a.NextBatch != ""; first = false {
+		if !first {
+			a = w.search(bob, "洪水", `,"order_by":"recent","filter":{"limit":50}`, a.NextBatch)
+		}
+		if seen += len(a.Results); a.Count < min(n, seen) || a.Count > n {
+			t.Fatalf("%d results are counted, and %d were read", a.Count, seen)
+		}
+	}
+	if seen != n || a.Count != n {
+		t.Errorf("%d results were read, the last page counts %d, and there are %d", seen, a.Count, n)
+	}
 }
