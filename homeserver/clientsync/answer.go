@@ -247,7 +247,7 @@ func (w *work) needsDB() bool {
 			continue
 		}
 		if !f.at || len(f.recent) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter != "" && r.LastState > q.since.Pos ||
-			q.filter.LazyMembers() || slices.ContainsFunc(f.recent, func(e *events.Event) bool { return e.Gap() || e.Resolved != nil }) {
+			q.filter.LazyMembers() || w.hides(f.recent) || slices.ContainsFunc(f.recent, func(e *events.Event) bool { return e.Gap() || e.Resolved != nil }) {
 			return true
 		}
 	}

@@ -298,6 +298,7 @@ type timeline struct {
 	state   []*events.Event
 	after   string // the name of the state after the timeline, "" if state is that before it
 	forked  bool   // state resolution may have changed the state
+	hides   bool   // a state event is left out that the user may not see, or does not want there
 }
 
 // cut sets the start of a timeline that does not reach back to where the client
@@ -328,7 +329,9 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 	}
 	var err error
 	t.list, t.limited, err = w.s.Newest(tx, id, from, to, limit, func(e *events.Event) bool {
-		return (w.sight == nil || w.sight.Sees(w.q.user, e)) && w.wanted(e)
+		yes := (w.sight == nil || w.sight.Sees(w.q.user, e)) && w.wanted(e)
+		t.hides = t.hides || !yes && e.StateKey != nil
+		return yes
 	})
 	if err != nil {
 		return nil, err
@@ -389,6 +392,13 @@ func (w *work) wanted(e *events.Event) bool {
 	return f.MatchEvent(e.Room, e.Type, e.Sender, contentFor(f, e))
 }
 
+// hides reports whether the filter leaves state events out of the timeline.
+func (w *work) hides(list []*events.Event) bool {
+	return !w.q.filter.Timeline().MatchesAll() && slices.ContainsFunc(list, func(e *events.Event) bool {
+		return e.StateKey != nil && !w.wanted(e)
+	})
+}
+
 func contentFor(f interface{ NeedsContent() bool }, e *events.Event) []byte {
 	if f.NeedsContent() {
 		return e.Content()
@@ -443,7 +453,7 @@ func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) 
 func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
 	w.sight, w.bundles, w.erased = nil, nil, nil
 	limit := w.q.filter.Timeline().Limit(defaultLimit, maxLimit)
-	t := &timeline{start: w.q.since.Pos}
+	t := &timeline{start: w.q.since.Pos, hides: w.hides(list)}
 	members := false
 	for _, e := range list {
 		if e.Type == "m.room.member" {
@@ -504,8 +514,11 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 	if err != nil {
 		return err
 	}
-	if t.forked && !all && t.after == "" {
-		if rows, err = resolved(tx, t, id, from, to, rows); err != nil {
+	if all {
+		from = end
+	}
+	if (t.forked && !all || t.hides) && t.after == "" {
+		if rows, err = untold(tx, t, id, from, to, rows); err != nil {
 			return err
 		}
 	}
@@ -535,17 +548,18 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 	return err
 }
 
-// resolved adds to the state before a timeline what state resolution has changed
-// since, where no event of the timeline says otherwise: without it the client would
-// never hear of that.
-func resolved(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, rows []state.Row) ([]state.Row, error) {
+// untold adds to the state before a timeline what has changed since without an event
+// of the timeline that says so: by state resolution, by events that the user may not
+// see, as from before he came, or does not want in the timeline. Without it the client
+// would never hear of that.
+func untold(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, rows []state.Row) ([]state.Row, error) {
 	changed, err := state.Delta(tx, id, from, to)
 	if err != nil {
 		return nil, err
 	}
 	for _, r := range changed {
 		of := func(e *events.Event) bool { return e.StateKey != nil && e.Type == r.Type && *e.StateKey == r.StateKey }
-		if int64(r.From) == r.NID || slices.ContainsFunc(t.list, of) { // an event at its own place
+		if !t.hides && int64(r.From) == r.NID || slices.ContainsFunc(t.list, of) { // an event at its own place
 			continue
 		}
 		if i := slices.IndexFunc(rows, func(o state.Row) bool { return o.Key == r.Key }); i >= 0 {

@@ -246,6 +246,36 @@ func TestLazyMembersOfTheStart(t *testing.T) {
 	}
 }
 
+// The state is whole for who may not see, or does not want to see, the events that made it.
+func TestStateOfWhatTheTimelineHides(t *testing.T) {
+	t.Parallel()
+	s := hstest.New(t)
+	alice, bob := s.User("alice"), s.User("bob")
+	room := alice.Room(nil)
+	setState(t, alice, room, "m.room.history_visibility", "", map[string]any{"history_visibility": "joined"})
+	setState(t, alice, room, "m.room.name", "", map[string]any{"name": "named before he came"})
+	bob.OK("POST", hstest.Path("join", string(room)), "{}")
+	for _, limit := range []int{2, 50} {
+		r := bob.RawSync("", fmt.Sprintf(`filter={"room":{"timeline":{"limit":%d}}}`, limit)).Get(in("join", room))
+		if name := r.Get(`state.events.#(type=="m.room.name").content.name`).Str; name != "named before he came" {
+			t.Errorf("with %d events, the state is %v and the timeline %v", limit, keysOf(r.Get("state.events")), keysOf(r.Get("timeline.events")))
+		}
+		seen := append(eventIDs(r.Get("state.events")), eventIDs(r.Get("timeline.events"))...)
+		if slices.Sort(seen); len(slices.Compact(slices.Clone(seen))) != len(seen) {
+			t.Errorf("with %d events, an event is told twice: %s", limit, r.Raw)
+		}
+	}
+	texts := `filter={"room":{"timeline":{"types":["m.room.message"]}}}`
+	since := bob.RawSync("", texts).Get("next_batch").Str
+	send(alice, room, "1", "one")
+	setState(t, alice, room, "m.room.topic", "", map[string]any{"topic": "no message"})
+	send(alice, room, "2", "two")
+	r := bob.RawSync(since, texts).Get(in("join", room))
+	if got := keysOf(r.Get("state.events")); !slices.Equal(got, []string{"m.room.topic|"}) || r.Get("timeline.events.#").Int() != 2 {
+		t.Errorf("who wants messages alone in the timeline gets the state %v: %s", got, r.Raw)
+	}
+}
+
 func TestSummaries(t *testing.T) {
 	t.Parallel()
 	s := hstest.New(t)
