@@ -50,7 +50,7 @@ const (
 	KindUnread
 	KindThreadSubscription
 	KindForgotten // a user has forgotten a room
-	kinds // number of kinds + 1
+	kinds         // number of kinds + 1
 )
 
 // Kinds is the size of an array indexed by Kind.
