@@ -68,7 +68,7 @@ type Homeserver struct {
 	Passwords    Passwords    `yaml:"passwords" doc:"How passwords are kept. A log-in costs this much memory and time on the server."`
 	OAuth        OAuth        `yaml:"oauth" doc:"The OAuth 2.0 API of Matrix: people sign in on a page of this server, and look after their account there, and clients never see a password. Newer clients prefer it; those that know it not go on with passwords."`
 	SSO          SSO          `yaml:"sso" doc:"Signing in through the company's identity provider (OpenID Connect). Needs public_base_url."`
-	RateLimits   RateLimits   `yaml:"rate_limits" doc:"Limits per user, or per address before log-in. Application services are not limited."`
+	RateLimits   RateLimits   `yaml:"rate_limits" doc:"Limits per user and device, or per address before log-in."`
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
 	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
 	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
@@ -135,12 +135,19 @@ type Provider struct {
 	Icon         string   `yaml:"icon" doc:"Picture for the button, as mxc:// address."`
 }
 
-// RateLimits bounds the requests of one user or address.
+// RateLimits bounds the requests of one user, device or address.
 type RateLimits struct {
-	Enabled   bool    `yaml:"enabled" default:"true" doc:"Apply the limits."`
-	PerSecond float64 `yaml:"per_second" default:"20" doc:"Requests a second that a user may make for long."`
-	Burst     int     `yaml:"burst" default:"100" doc:"Requests that may come at once."`
-	LogIns    int     `yaml:"log_ins_per_minute" default:"10" doc:"Attempts to log in to one account in a minute, wherever they come from."`
+	Enabled       bool    `yaml:"enabled" default:"true" doc:"Apply the limits. Application services whose registration says rate_limited: false have none."`
+	PerSecond     float64 `yaml:"per_second" default:"20" doc:"Requests a second that a device may make for long, of those that have no limit of their own below. A user may make three times as many with all devices together."`
+	Burst         int     `yaml:"burst" default:"100" doc:"Requests that may come at once."`
+	Messages      Rate    `yaml:"messages" default:"20/s burst 100" doc:"Messages and other events that a user may send: how many for long, and how many at once."`
+	Joins         Rate    `yaml:"joins" default:"1/s burst 60" doc:"Rooms that a user may create, join or knock at."`
+	Invites       Rate    `yaml:"invites" default:"1/s burst 100" doc:"People that a user may invite."`
+	Media         Rate    `yaml:"media" default:"50/s burst 500" doc:"Files, thumbnails, previews and backed-up keys that a user may fetch or store."`
+	Addresses     Rate    `yaml:"addresses" default:"50/s burst 500" doc:"Requests without a log-in from one address. A company may be behind one address."`
+	LogInsFrom    Rate    `yaml:"log_ins_by_address" default:"5/s burst 200" doc:"Attempts to log in from one address."`
+	Registrations Rate    `yaml:"registrations" default:"1/s burst 50" doc:"Attempts to register from one address."`
+	LogIns        int     `yaml:"log_ins_per_minute" default:"10" doc:"Attempts to log in to one account in a minute, wherever they come from."`
 }
 
 // Media holds the settings of the media store.

@@ -342,3 +342,26 @@ func TestProvidersOfSignIn(t *testing.T) {
 		t.Error("providers without a public address are accepted")
 	}
 }
+
+func TestRates(t *testing.T) {
+	for text, want := range map[string]struct {
+		perSecond float64
+		burst     int
+	}{
+		"10/s burst 100": {10, 100}, "30/min": {0.5, 30}, "0.5/s": {0.5, 1}, "36/h burst 5": {0.01, 5},
+	} {
+		c, err := read(t, three+"homeserver:\n  rate_limits:\n    joins: "+text+"\n")
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+			continue
+		}
+		if perSecond, burst := c.Homeserver.RateLimits.Joins.Limit(); perSecond != want.perSecond || burst != want.burst {
+			t.Errorf("%s is %v a second and %d at once", text, perSecond, burst)
+		}
+	}
+	for _, text := range []string{"10", "10/d", "/s", "0/s", "-1/s", "NaN/s", "Inf/s", "10/s burst", "10/s burst 0", "10/s burst x", "10/s 5", "1e99/s"} {
+		if _, err := read(t, three+"homeserver:\n  rate_limits:\n    joins: "+text+"\n"); err == nil {
+			t.Errorf("%q is taken for a rate", text)
+		}
+	}
+}

@@ -1,7 +1,9 @@
 package config
 
 import (
+	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"strconv"
@@ -51,6 +53,35 @@ func (s Size) String() string {
 		}
 	}
 	return strconv.FormatInt(int64(s), 10)
+}
+
+// Rate is how often something may happen, written like 10/s burst 100, 30/min or
+// 5/h burst 20. Without burst as many may come at once as in one unit of time.
+type Rate string
+
+// Limit is how many a second for long, and how many at once.
+func (r Rate) Limit() (perSecond float64, burst int) {
+	perSecond, burst, _ = parseRate(string(r)) // it was read before
+	return perSecond, burst
+}
+
+func parseRate(s string) (perSecond float64, burst int, err error) {
+	bad := errors.New("not a rate")
+	rate, rest, more := strings.Cut(strings.TrimSpace(s), " ")
+	count, unit, ok := strings.Cut(rate, "/")
+	n, err := strconv.ParseFloat(count, 64)
+	seconds := map[string]float64{"s": 1, "min": 60, "h": 3600}[unit]
+	if !ok || err != nil || !(n > 0) || n > 1e9 || seconds == 0 {
+		return 0, 0, bad
+	}
+	burst = int(math.Ceil(n))
+	if more {
+		b, ok := strings.CutPrefix(strings.TrimSpace(rest), "burst ")
+		if burst, err = strconv.Atoi(strings.TrimSpace(b)); !ok || err != nil || burst < 1 || burst > 1e9 {
+			return 0, 0, bad
+		}
+	}
+	return n / seconds, burst, nil
 }
 
 // Secret is a value that must not be shown. The file may hold it directly, as

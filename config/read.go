@@ -242,6 +242,12 @@ func setText(v reflect.Value, text string) (message, mend string) {
 		}
 		v.SetInt(int64(d))
 		return "", ""
+	case Rate:
+		if _, _, err := parseRate(text); err != nil {
+			return "not a rate", "write how many in s, min or h, and how many at once, such as 10/s burst 100"
+		}
+		v.SetString(text)
+		return "", ""
 	case Size:
 		s, err := ParseSize(text)
 		if err != nil {

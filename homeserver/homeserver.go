@@ -502,7 +502,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.discovery(), acc.Routes(), signIn, contacts.Routes(), dev.Routes(acc), data.Routes(readers), crypto.Routes(), r.Routes(), rec.Routes(),
 		typ.Routes(), pres.Routes(), notify.Routes(), prof.Routes(), dir.Routes(), tree.Routes(), syn.Routes(), slidingsync.New(syn, followed).Routes(), hist.Routes(), old.Routes(), followed.Routes(hist), rel.Routes(hist), finder.Routes(), apps.Routes(), files.Routes(), mod.Routes(), fed.OpenIDRoutes(),
 	} {
-		s.api.Add(routes...)
+		s.api.Add(limited(routes)...)
 	}
 	if o.Previews.Enabled {
 		s.api.Add(pages.Routes()...)

@@ -163,7 +163,7 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		return opts, err
 	}
 	if l := h.RateLimits; l.Enabled {
-		opts.RateLimits = httpapi.RateLimits{PerSecond: l.PerSecond, Burst: l.Burst}
+		opts.RateLimits = rateLimits(l)
 		opts.LoginAttempts = float64(l.LogIns) / 60
 	}
 	signIn(&opts, h)
@@ -198,6 +198,19 @@ func signIn(opts *homeserver.Options, h *config.Homeserver) {
 			LinkExisting: p.LinkExisting, Create: p.Create,
 		})
 	}
+}
+
+// rateLimits are those of the configuration.
+func rateLimits(l config.RateLimits) httpapi.RateLimits {
+	out := httpapi.RateLimits{PerSecond: l.PerSecond, Burst: l.Burst, Classes: map[httpapi.Class]httpapi.Rate{}}
+	for class, rate := range map[httpapi.Class]config.Rate{
+		httpapi.ClassMessages: l.Messages, httpapi.ClassJoins: l.Joins, httpapi.ClassInvites: l.Invites, httpapi.ClassMedia: l.Media,
+		httpapi.ClassAddresses: l.Addresses, httpapi.ClassLogIns: l.LogInsFrom, httpapi.ClassRegistrations: l.Registrations,
+	} {
+		perSecond, burst := rate.Limit()
+		out.Classes[class] = httpapi.Rate{PerSecond: perSecond, Burst: burst}
+	}
+	return out
 }
 
 // applicationServices are the registered ones, with the enterprise service of this process.

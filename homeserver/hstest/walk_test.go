@@ -185,7 +185,9 @@ func network(t testing.TB) string {
 	return srv.URL
 }
 
-func newWalk(t testing.TB) *walk {
+func newWalk(t testing.TB) *walk { return newWalkWith(t) }
+
+func newWalkWith(t testing.TB, options ...hstest.Option) *walk {
 	services := []*accounts.ApplicationService{
 		{
 			ID: "irc", URL: network(t), ASToken: "as-secret", HSToken: "hs-secret", SenderLocalpart: "irc_bot", Protocols: []string{"irc"},
@@ -196,7 +198,7 @@ func newWalk(t testing.TB) *walk {
 	post, _ := withPost(t)
 	ids := newIDServer(t)
 	ids.trusts = true // this server, which does not federate, publishes no key
-	s := hstest.New(t, hstest.With(services...), ids.option, func(o *homeserver.Options) {
+	options = append([]hstest.Option{hstest.With(services...), ids.option, func(o *homeserver.Options) {
 		o.PublicURL = publicURL
 		o.Contacts = homeserver.Contacts{Mail: post.Options(), SMS: post.send, Notify: true}
 		o.Registration.Flows = []accounts.Flow{{accounts.StageDummy}, {"m.login.email.identity"}, {"m.login.msisdn"}}
@@ -205,7 +207,8 @@ func newWalk(t testing.TB) *walk {
 		o.Media = homeserver.Media{MaxUpload: 1 << 20, MaxRemote: 1 << 20, MaxPixels: 10 << 20, DynamicThumbnails: true, OpenDownloads: true}
 		o.Previews = homeserver.Previews{Enabled: true, AllowPrivate: true}
 		o.TURN = homeserver.TURN{URIs: []string{"turn:turn.a.example:3478?transport=udp"}, SharedSecret: "turn secret", Lifetime: time.Hour}
-	})
+	}}, options...)
+	s := hstest.New(t, options...)
 	w := &walk{
 		t: t, s: s, spec: loadSpec(t), succeeded: map[string]bool{}, failed: map[string]bool{}, mismatches: map[string]string{},
 		alice: s.User("alice"), bob: s.User("bob"), carol: s.User("carol"),

@@ -16,7 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
@@ -74,7 +73,8 @@ type Route struct {
 	Path           string
 	Auth           Auth
 	MaxBody        int64 // largest body in bytes; 0 is DefaultMaxBody
-	RateLimit      bool  // counts against the caller's token bucket
+	RateLimit      bool  // counts against the limit of its class
+	Class          Class // see RateLimits
 	AllowSuspended bool  // suspended users may call it
 	AllowGuest     bool  // guests may call it
 	Holds          bool  // its answer may have to wait: the handler returns Held
@@ -98,13 +98,6 @@ type done struct{}
 // Done is returned by a handler that has written its answer to Call.W.
 var Done any = done{}
 
-// RateLimits is the token bucket of routes with RateLimit. The zero value switches limits off.
-type RateLimits struct {
-	PerSecond float64
-	Burst     int
-	MaxKeys   int // buckets kept; 0 is 50,000
-}
-
 // Options are what an API needs from outside. All fields may be left empty.
 type Options struct {
 	Authenticator  Authenticator  // needed by routes with AuthUser, AuthOptional, AuthAppService, AuthAdmin
@@ -121,8 +114,8 @@ type API struct {
 	opts    Options
 	now     matrix.Now
 	table   table
-	limiter *gate.Limiter[string]
-	prefix  string // of request IDs, new at each start
+	limits  *limits // nil: none
+	prefix  string  // of request IDs, new at each start
 	serial  atomic.Uint64
 	panics  atomic.Uint64
 	drain   drain
@@ -136,13 +129,7 @@ func New(opts Options) *API {
 	if a.now == nil {
 		a.now = time.Now
 	}
-	if opts.RateLimits.PerSecond > 0 {
-		maxKeys := opts.RateLimits.MaxKeys
-		if maxKeys == 0 {
-			maxKeys = 50_000
-		}
-		a.limiter = gate.NewLimiter[string](opts.RateLimits.PerSecond, opts.RateLimits.Burst, maxKeys, a.now)
-	}
+	a.limits = newLimits(opts.RateLimits, a.now)
 	a.onAdmit, _ = opts.Authenticator.(Admitter)
 	a.drain.init()
 	return a

@@ -388,6 +388,54 @@ func TestRateLimit(t *testing.T) {
 	do(t, a, "GET", "/u", "alice", "").want(t, 200, "")
 }
 
+func TestClassesOfLimits(t *testing.T) {
+	now := time.Unix(1000, 0)
+	a := newAPI(httpapi.Options{
+		RateLimits: httpapi.RateLimits{PerSecond: 1, Burst: 4, Classes: map[httpapi.Class]httpapi.Rate{
+			httpapi.ClassMessages: {PerSecond: 1, Burst: 2}, httpapi.ClassLogIns: {PerSecond: 1, Burst: 1}, httpapi.ClassMedia: {},
+			httpapi.ClassAddresses: {PerSecond: 1, Burst: 3},
+		}},
+		TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Now:            func() time.Time { return now },
+	})
+	a.Add(
+		httpapi.Route{Method: "GET", Path: "/general", Auth: httpapi.AuthUser, RateLimit: true, Handler: echo()},
+		httpapi.Route{Method: "GET", Path: "/send", Auth: httpapi.AuthUser, RateLimit: true, Class: httpapi.ClassMessages, Handler: echo()},
+		httpapi.Route{Method: "GET", Path: "/file", Auth: httpapi.AuthUser, RateLimit: true, Class: httpapi.ClassMedia, Handler: echo()},
+		httpapi.Route{Method: "GET", Path: "/login", RateLimit: true, Class: httpapi.ClassLogIns, Handler: echo()},
+		httpapi.Route{Method: "GET", Path: "/open", RateLimit: true, Class: httpapi.ClassMedia, Handler: echo()},
+	)
+	allowed := func(path, token string, header ...string) (n int) {
+		for range 30 {
+			if r := do(t, a, "GET", path, token, "", header...); r.status == 200 {
+				n++
+			} else if r.want(t, 429, "M_LIMIT_EXCEEDED"); r.header.Get("Retry-After") == "" {
+				t.Error("there is no Retry-After")
+			}
+		}
+		return n
+	}
+	for _, c := range []struct {
+		path, token, from string
+		want              int
+	}{
+		{"/general", "alice", "", 4},
+		{"/send", "alice", "", 2},
+		{"/file", "alice", "", 30},
+		{"/login", "", "203.0.113.1", 1},
+		{"/login", "", "203.0.113.2", 1},
+		{"/login", "as", "203.0.113.2", 30}, // a service that is not limited
+		{"/login", "", "2001:db8::1", 1},
+		{"/login", "", "2001:db8::2", 0}, // the same client
+		{"/login", "", "2001:db8:0:1::2", 1},
+		{"/open", "", "203.0.113.1", 3},
+	} {
+		if got := allowed(c.path, c.token, "X-Forwarded-For", c.from); got != c.want {
+			t.Errorf("%s by %q from %q: %d are let through, not %d", c.path, c.token, c.from, got, c.want)
+		}
+	}
+}
+
 func TestQueryHelpers(t *testing.T) {
 	a := newAPI(httpapi.Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}})
 	a.Add(httpapi.Route{Method: "GET", Path: "/q", Handler: func(c *httpapi.Call) (any, error) {

@@ -147,7 +147,7 @@ func (a *API) admit(c *Call) error {
 			return err
 		}
 	}
-	if r.RateLimit && a.limiter != nil {
+	if r.RateLimit && a.limits != nil {
 		return a.limit(c)
 	}
 	return nil
@@ -191,24 +191,6 @@ func (a *API) admitUser(c *Call) error {
 		return matrix.NewError(http.StatusForbidden, "M_USER_SUSPENDED", "this account is suspended")
 	case caller.Guest && !r.AllowGuest && r.Auth != AuthOptional:
 		return matrix.NewError(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "guests may not do this")
-	}
-	return nil
-}
-
-func (a *API) limit(c *Call) error {
-	var key string
-	switch {
-	case c.Caller != nil && c.Caller.Unlimited:
-		return nil
-	case c.Caller != nil:
-		key = string(c.Caller.User)
-	case c.Origin != "":
-		key = "server " + string(c.Origin)
-	default:
-		key = "ip " + c.RemoteIP()
-	}
-	if ok, retry := a.limiter.Allow(key); !ok {
-		return matrix.LimitExceeded(retry)
 	}
 	return nil
 }
