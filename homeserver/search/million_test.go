@@ -1,11 +1,13 @@
 package search_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -107,22 +109,32 @@ func BenchmarkSearchMillion(b *testing.B) {
 					batch = a.NextBatch
 				}
 			}
-			var spent time.Duration
-			count, times := 0, 0
+			count, times, best := 0, 0, time.Hour
+			spent := w.cpuTime(b)
 			for b.Loop() {
-				from := cpuTime()
+				began := time.Now()
 				count = w.search(user, term, more, batch).Count
-				spent += cpuTime() - from
+				best = min(best, time.Since(began))
 				times++
 			}
+			spent = w.cpuTime(b) - spent
 			b.ReportMetric(float64(count), "hits")
 			b.ReportMetric(float64(spent.Microseconds())/float64(times)/1000, "cpu-ms/op")
+			b.ReportMetric(float64(best.Microseconds())/1000, "best-ms")
 		})
 	}
 	const recent, rank = `,"order_by":"recent"`, `,"order_by":"rank"`
 	for _, q := range []struct{ name, term string }{
-		{"rare", "罕见"}, {"one-percent", "报告"}, {"frequent", "我们"}, {"latin", "word7"}, {"prefix", "word"}, {"one-character", "一"},
-		{"rare+frequent", "罕见 我们"}, {"frequent+frequent", "我们 会议"}, {"none+frequent", "绝无 我们"}, {"three", "我们 会议 报告"},
+		{"rare", "罕见"},
+		{"one-percent", "报告"},
+		{"frequent", "我们"},
+		{"latin", "word7"},
+		{"prefix", "word"},
+		{"one-character", "一"},
+		{"rare+frequent", "罕见 我们"},
+		{"frequent+frequent", "我们 会议"},
+		{"none+frequent", "绝无 我们"},
+		{"three", "我们 会议 报告"},
 	} {
 		run(q.name+"/recent", bob, q.term, recent, false)
 		run(q.name+"/rank", bob, q.term, rank, false)
@@ -132,11 +144,36 @@ func BenchmarkSearchMillion(b *testing.B) {
 	run("frequent/few-rooms", carol, "我们", recent, false)
 }
 
-// cpuTime is the processor time of this process.
-func cpuTime() time.Duration {
+// cpuTime is the processor time of this process, and of PostgreSQL's for it.
+func (w *world) cpuTime(b *testing.B) time.Duration {
+	b.Helper()
 	var u syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
-		return 0
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
 	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	sum := time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	if os.Getenv("CARILLON_TEST_POSTGRES") == "" {
+		return sum
+	}
+	var pids []int
+	err := w.DB.Read(w.Ctx, func(tx *sqldb.Tx) (err error) {
+		pids, err = sqldb.Select(tx, func(r *sqldb.Rows) (n int, err error) { err = r.Scan(&n); return n, err },
+			`SELECT pid FROM pg_stat_activity WHERE datname = current_database()`)
+		return err
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, pid := range pids {
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // a process may have ended
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 13 {
+			continue
+		}
+		for _, f := range fields[11:13] { // user and kernel, in hundredths of a second
+			n, _ := strconv.Atoi(f)
+			sum += time.Duration(n) * 10 * time.Millisecond
+		}
+	}
+	return sum
 }
