@@ -183,12 +183,17 @@ func (c *Call) read() ([]byte, error) {
 		return nil, tooLarge(limit)
 	}
 	if c.R.ContentLength > 0 {
-		c.body = make([]byte, c.R.ContentLength)
-		if _, err := io.ReadFull(c.R.Body, c.body); err != nil {
+		done := c.slowBody(c.R.ContentLength)
+		body, err := readAll(c.R.Body, c.R.ContentLength)
+		done(err)
+		if err != nil {
 			return nil, matrix.NotJSON("the body could not be read")
 		}
+		c.body = body
 	} else if c.R.Body != nil && c.R.Body != http.NoBody && c.R.ContentLength != 0 {
+		done := c.slowBody(limit)
 		body, err := io.ReadAll(http.MaxBytesReader(c.W, c.R.Body, limit))
+		done(err)
 		if err != nil {
 			var over *http.MaxBytesError
 			if errors.As(err, &over) {
@@ -216,7 +221,7 @@ func (c *Call) BodyReader() io.Reader {
 	if limit == 0 {
 		limit = DefaultMaxBody
 	}
-	return http.MaxBytesReader(c.W, c.R.Body, limit)
+	return &slowReader{http.MaxBytesReader(c.W, c.R.Body, limit), c}
 }
 
 // RawBody is the body when it is one valid JSON object, byte for byte.
@@ -227,6 +232,9 @@ func (c *Call) RawBody() ([]byte, error) {
 	}
 	if !utf8.Valid(b) || !json.Valid(b) {
 		return nil, matrix.NotJSON("the body is not valid JSON")
+	}
+	if err := c.checkDepth(b); err != nil {
+		return nil, err
 	}
 	if !isObject(b) {
 		return nil, matrix.BadJSON("the body must be a JSON object")
@@ -242,6 +250,9 @@ func (c *Call) Body(v any) error {
 	}
 	if len(bytes.TrimSpace(b)) == 0 {
 		return nil
+	}
+	if err := c.checkDepth(b); err != nil {
+		return err
 	}
 	return Decode(b, v)
 }

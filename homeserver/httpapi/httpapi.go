@@ -105,6 +105,7 @@ type Options struct {
 	RateLimits     RateLimits
 	TrustedProxies []netip.Prefix // peers whose X-Forwarded-For is believed
 	Now            matrix.Now     // nil: time.Now
+	Patience       time.Duration  // with a peer that stands still in a body or an answer; 0: 30 seconds
 	// Observe is told of every answered request; route is the path as registered, empty if there was none.
 	Observe func(method, route string, status int, took time.Duration)
 }

@@ -23,15 +23,17 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request, only []string) {
 		setCORS(w.Header())
 	}
 	if r.Method == http.MethodOptions {
+		allow(w, a.patience(), 0)
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
 	if !a.drain.enter() {
 		w.Header().Set("Connection", "close")
+		allow(w, a.patience(), 0)
 		writeError(w, errDraining())
 		return
 	}
-	rec := statusWriter{ResponseWriter: w}
+	rec := statusWriter{ResponseWriter: w, patience: a.patience()}
 	c := &Call{W: &rec, R: r, ctx: r.Context(), api: a, serial: a.serial.Add(1), start: start}
 	defer func() {
 		if !c.parked {
@@ -302,8 +304,9 @@ func setCORS(h http.Header) {
 // statusWriter remembers what was answered.
 type statusWriter struct {
 	http.ResponseWriter
-	status int
-	bytes  int64
+	status   int
+	bytes    int64
+	patience time.Duration
 }
 
 // WriteHeader implements http.ResponseWriter.
@@ -311,6 +314,7 @@ func (w *statusWriter) WriteHeader(status int) {
 	if w.status == 0 && status >= http.StatusOK {
 		w.status = status
 	}
+	allow(w.ResponseWriter, w.patience, 0)
 	w.ResponseWriter.WriteHeader(status)
 }
 
@@ -319,6 +323,7 @@ func (w *statusWriter) Write(p []byte) (int, error) {
 	if w.status == 0 {
 		w.status = http.StatusOK
 	}
+	allow(w.ResponseWriter, w.patience, len(p))
 	n, err := w.ResponseWriter.Write(p)
 	w.bytes += int64(n)
 	return n, err
