@@ -112,6 +112,7 @@ const (
 func (f *fixture) child(space, room matrix.RoomID, more string) {
 	f.T.Helper()
 	f.Set(space, alice, "m.space.child", string(room), `{"via":["a.example"]`+more+`}`)
+	time.Sleep(2 * time.Millisecond) // those without an order go by the time they were made
 }
 
 // tree reads a hierarchy and gives the names of its rooms.
