@@ -351,7 +351,7 @@ func (s *story) reacts(person, event, key string) *mxclient.Event {
 // eventually waits for what the background does.
 func (s *story) eventually(what string, ok func() bool) {
 	s.t.Helper()
-	for range 2000 {
+	for range 6000 {
 		if ok() {
 			return
 		}
