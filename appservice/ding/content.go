@@ -273,7 +273,7 @@ func (d *Dings) standing(l *live, in lang.Lang) string {
 		return fmt.Sprintf(in.Pick("定时于 %s 发出", "Will be sent %s"), at(l.FireAt))
 	case Confirmed:
 		took := time.Duration(l.EndedAt-l.FiredAt) * time.Millisecond
-		return fmt.Sprintf(in.Pick("全部确认，用时 %s", "All have confirmed, in %s"), took.Round(time.Second))
+		return fmt.Sprintf(in.Pick("全部确认，用时 %s", "All have confirmed, in %s"), in.Duration(took))
 	case Expired:
 		return in.Pick("已过期", "Over: the time for confirming has passed")
 	case Recalled:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
@@ -30,6 +31,23 @@ func (l Lang) Pick(zh, en string) string {
 		return en
 	}
 	return zh
+}
+
+// Duration is how long something took, in its two largest units, to the second: "2 min 15 s".
+func (l Lang) Duration(d time.Duration) string {
+	s := max(int64(d.Round(time.Second)/time.Second), 0)
+	parts := []string{}
+	for _, u := range []struct {
+		seconds int64
+		zh, en  string
+	}{{86_400, "天", "d"}, {3600, "小时", "h"}, {60, "分", "min"}, {1, "秒", "s"}} {
+		n := s / u.seconds
+		s %= u.seconds
+		if n > 0 && len(parts) < 2 || u.seconds == 1 && len(parts) == 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", n, l.Pick(u.zh, u.en)))
+		}
+	}
+	return strings.Join(parts, " ")
 }
 
 // Parse reads a language as people write it.

@@ -2,6 +2,7 @@ package lang_test
 
 import (
 	"testing"
+	"time"
 
 	"github.com/carillon-chat/carillon/appservice/lang"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
@@ -36,5 +37,20 @@ func TestBook(t *testing.T) {
 	}
 	if _, ok := lang.Parse("klingon"); ok {
 		t.Error("Klingon is not spoken")
+	}
+}
+
+func TestDurations(t *testing.T) {
+	for d, want := range map[time.Duration][2]string{
+		0:                       {"0 秒", "0 s"},
+		1400 * time.Millisecond: {"1 秒", "1 s"},
+		135 * time.Second:       {"2 分 15 秒", "2 min 15 s"},
+		2 * time.Minute:         {"2 分", "2 min"},
+		26*time.Hour + 4*time.Minute + time.Second: {"1 天 2 小时", "1 d 2 h"},
+		-time.Second: {"0 秒", "0 s"},
+	} {
+		if got := [2]string{lang.Chinese.Duration(d), lang.English.Duration(d)}; got != want {
+			t.Errorf("%s is %q", d, got)
+		}
 	}
 }
