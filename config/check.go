@@ -193,6 +193,23 @@ func (p *URLPreviews) check(bad report) {
 	}
 }
 
+func (s *Support) check(bad report) {
+	checkURL(bad, "homeserver.support.page", s.Page)
+	for _, c := range s.Contacts {
+		switch {
+		case c.User == "" && c.Email == "":
+			bad("homeserver.support.contacts", "a contact has neither user nor email", "write one of them")
+		case c.Email != "" && !strings.Contains(c.Email, "@"):
+			bad("homeserver.support.contacts", fmt.Sprintf("%q is not an e-mail address", c.Email), "write it such as admin@example.org")
+		case c.Role == "":
+			bad("homeserver.support.contacts", "a contact has no role", "write m.role.admin")
+		}
+		if c.User != "" {
+			checkUser(bad, "homeserver.support.contacts", c.User)
+		}
+	}
+}
+
 func (t *TURN) check(bad report) {
 	for _, u := range t.URIs {
 		if !strings.HasPrefix(u, "turn:") && !strings.HasPrefix(u, "turns:") {

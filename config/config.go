@@ -72,6 +72,7 @@ type Homeserver struct {
 	Media        Media        `yaml:"media" doc:"Uploaded files."`
 	URLPreviews  URLPreviews  `yaml:"url_previews" doc:"Title, text and picture of pages that people link to, for their clients to show. The server fetches the pages in their place."`
 	TURN         TURN         `yaml:"turn" doc:"TURN server for one-to-one calls."`
+	Support      Support      `yaml:"support" doc:"Whom to turn to about this server: /.well-known/matrix/support."`
 	Notices      Notices      `yaml:"server_notices" doc:"Notices that administrators send to people in the server's own name; each person gets them in a room of his own."`
 	PolicyServer PolicyServer `yaml:"policy_server" doc:"This server as a policy server: rooms that name it show it every event before it is sent, and what it does not sign is shown to nobody. Its key is in data_dir/policy_server.key; clients find it at /.well-known/matrix/policy_server."`
 	RTC          RTC          `yaml:"rtc" doc:"Calls of groups, such as those of Element Call, and the delayed events that they need."`
@@ -199,6 +200,19 @@ type URLPreviews struct {
 	Allow         []string `yaml:"allow" doc:"Names of the only hosts from which pages are fetched; *.example.org covers all below it. Empty: all."`
 	Deny          []string `yaml:"deny" doc:"Names of hosts from which nothing is fetched, in the same form. They win over allow."`
 	Language      string   `yaml:"language" doc:"What is asked of pages whose reader's client names no language, such as zh-CN,zh;q=0.9,en;q=0.8. Empty: nothing."`
+}
+
+// Support says whom to turn to about this server.
+type Support struct {
+	Page     string    `yaml:"page" doc:"Page with help for people and for operators of other servers."`
+	Contacts []Contact `yaml:"contacts" doc:"Whom to turn to."`
+}
+
+// Contact is somebody to turn to.
+type Contact struct {
+	User  string `yaml:"user" example:"@admin:example.org" doc:"Their account, here or elsewhere, such as @admin:example.org. This or email is needed."`
+	Email string `yaml:"email" example:"admin@example.org" doc:"Their e-mail address."`
+	Role  string `yaml:"role" default:"m.role.admin" doc:"What for: m.role.admin for all matters, m.role.security for what is confidential, or a name of your own, such as org.example.data_protection."`
 }
 
 // TURN is what clients are told about the TURN server.

@@ -22,6 +22,19 @@ type TURN struct {
 	Lifetime     time.Duration
 }
 
+// Support says whom to turn to about this server. Spec: getwell-knownmatrixsupport
+type Support struct {
+	Contacts []SupportContact
+	Page     string // address
+}
+
+// SupportContact is somebody to turn to; User, Email or both are set.
+type SupportContact struct {
+	User  matrix.UserID `json:"matrix_id,omitempty"`
+	Email string        `json:"email_address,omitempty"`
+	Role  string        `json:"role"` // m.role.admin, m.role.security, or one of the company's own
+}
+
 // discovery is what a client asks before anything else.
 // Spec: client-server-api#server-discovery, client-server-api#capabilities-negotiation
 func (s *Server) discovery() []httpapi.Route {
@@ -30,6 +43,7 @@ func (s *Server) discovery() []httpapi.Route {
 		{Method: "GET", Path: "/_matrix/client/v3/capabilities", Auth: httpapi.AuthUser, AllowSuspended: true, AllowGuest: true, Handler: s.getCapabilities},
 		{Method: "GET", Path: "/_matrix/client/v3/voip/turnServer", Auth: httpapi.AuthUser, AllowGuest: true, Handler: s.getTURN},
 		{Method: "GET", Path: "/.well-known/matrix/client", Auth: httpapi.AuthNone, Handler: s.getWellKnown},
+		{Method: "GET", Path: "/.well-known/matrix/support", Auth: httpapi.AuthNone, Handler: s.getSupport},
 	}
 	if s.opts.Federation.WellKnown != "" {
 		routes = append(routes, httpapi.Route{
@@ -104,6 +118,17 @@ func (s *Server) getWellKnown(*httpapi.Call) (any, error) {
 		body["m.authentication"], body["org.matrix.msc2965.authentication"] = auth, auth
 	}
 	return body, nil
+}
+
+func (s *Server) getSupport(*httpapi.Call) (any, error) {
+	sup := s.opts.Support
+	if len(sup.Contacts) == 0 && sup.Page == "" {
+		return nil, matrix.NotFound("nothing is published here")
+	}
+	return struct {
+		Contacts []SupportContact `json:"contacts,omitempty"`
+		Page     string           `json:"support_page,omitempty"`
+	}{sup.Contacts, sup.Page}, nil
 }
 
 // getTURN makes a log-in for the TURN server that is good for a while.

@@ -86,6 +86,7 @@ type Options struct {
 	Media        Media
 	Previews     Previews
 	TURN         TURN
+	Support      Support
 	Realtime     Realtime
 	Notices      *notices.Options // nil: no server notices. Server is filled in
 	PolicyServer PolicyServer

@@ -167,6 +167,10 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		opts.LoginAttempts = float64(l.LogIns) / 60
 	}
 	signIn(&opts, h)
+	opts.Support.Page = h.Support.Page
+	for _, c := range h.Support.Contacts {
+		opts.Support.Contacts = append(opts.Support.Contacts, homeserver.SupportContact{User: matrix.UserID(c.User), Email: c.Email, Role: c.Role})
+	}
 	for _, a := range h.Admins {
 		opts.Admins = append(opts.Admins, matrix.UserID(a))
 	}

@@ -377,13 +377,18 @@ func sources(targets []string) string {
 	return b.String()
 }
 
-// Redirect sends the browser on.
+// Redirect sends the browser on: with 302, as the specification has it for log-in, or with 303 from a form, after
+// which the browser is to fetch and not to post again.
 func (v *Visit) Redirect(to string) (any, error) {
 	h := v.W.Header()
 	h.Set("Location", to)
 	h.Set("Cache-Control", "no-store")
 	h.Set("Referrer-Policy", "no-referrer")
-	v.W.WriteHeader(http.StatusSeeOther)
+	if v.R.Method == http.MethodGet || v.R.Method == http.MethodHead {
+		v.W.WriteHeader(http.StatusFound)
+	} else {
+		v.W.WriteHeader(http.StatusSeeOther)
+	}
 	return httpapi.Done, nil
 }
 
