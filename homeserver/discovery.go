@@ -61,19 +61,23 @@ func (s *Server) getVersions(*httpapi.Call) (any, error) {
 		"versions": []string{
 			"r0.0.1", "r0.1.0", "r0.2.0", "r0.3.0", "r0.4.0", "r0.5.0", "r0.6.0", "r0.6.1",
 			"v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+			"v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 		},
 		"unstable_features": map[string]bool{
-			"org.matrix.msc4140":            s.opts.Realtime.MaxScheduled >= 0, // delayed events
-			"org.matrix.msc4143":            true,                              // transports of calls
-			"org.matrix.msc4354":            true,                              // sticky events
-			"org.matrix.msc3391":            true,                              // deletion of account data
-			"org.matrix.msc3814":            true,                              // dehydrated devices
-			"org.matrix.msc4155":            true,                              // filters of invitations
-			"org.matrix.msc3874":            true,                              // filters by relation
-			"org.matrix.msc4222":            true,                              // state_after
-			"org.matrix.msc4133.stable":     true,                              // profile fields
-			"org.matrix.simplified_msc3575": true,                              // sliding sync
-			"org.matrix.msc4306":            s.opts.ThreadRules,                // thread subscriptions
+			"org.matrix.msc4140":                             s.opts.Realtime.MaxScheduled >= 0, // delayed events
+			"org.matrix.msc4143":                             true,                              // transports of calls
+			"org.matrix.msc4354":                             true,                              // sticky events
+			"org.matrix.msc3391":                             true,                              // deletion of account data
+			"org.matrix.msc3814":                             true,                              // dehydrated devices
+			"org.matrix.msc4155":                             true,                              // filters of invitations
+			"org.matrix.msc3874":                             true,                              // filters by relation
+			"org.matrix.msc4222":                             true,                              // state_after
+			"uk.tcpip.msc4133.stable":                        true,                              // profile fields
+			"com.beeper.msc4169":                             true,                              // redactions like other events
+			"uk.half-shot.msc2666.query_mutual_rooms":        true,                              // rooms in common
+			"uk.half-shot.msc2666.query_mutual_rooms.stable": true,
+			"org.matrix.simplified_msc3575":                  true,               // sliding sync
+			"org.matrix.msc4306":                             s.opts.ThreadRules, // thread subscriptions
 		},
 	}, nil
 }

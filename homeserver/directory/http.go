@@ -26,6 +26,7 @@ func (d *Directory) Routes() []httpapi.Route {
 		},
 		{Method: http.MethodGet, Path: v3 + "publicRooms", Auth: httpapi.AuthOptional, AllowSuspended: true, AllowGuest: true, Handler: d.getPublicRooms},
 		{Method: http.MethodPost, Path: v3 + "publicRooms", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, AllowGuest: true, Handler: d.postPublicRooms},
+		{Method: http.MethodGet, Path: "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, Handler: d.getMutualRooms},
 		{Method: http.MethodGet, Path: "/_matrix/client/v1/mutual_rooms", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, Handler: d.getMutualRooms},
 		{Method: http.MethodPost, Path: v3 + "user_directory/search", Auth: httpapi.AuthUser, RateLimit: true, AllowSuspended: true, Handler: d.postSearch},
 	}
