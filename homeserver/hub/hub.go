@@ -25,6 +25,9 @@ const (
 	// gather is how long receipts, typing and presence are collected before
 	// clients are woken for them.
 	gather = 80 * time.Millisecond
+	// echo is by how much a sender's own clients are woken later than others: some
+	// take a message for lost that comes by /sync before the answer to their /send.
+	echo = 5 * time.Millisecond
 )
 
 // Hub is the read model.
@@ -41,6 +44,7 @@ type Hub struct {
 	start stream.Pos // the head when the hub began
 	head  stream.Pos // the head up to which everybody in the process is told
 	woken []*User    // to be woken when the head has moved
+	later []*User    // a little after that
 
 	ephMu   sync.Mutex
 	eph     int64              // newest sequence number of what lives in memory only
@@ -173,12 +177,30 @@ func (h *Hub) ring(head stream.Pos) {
 		h.woken[i] = nil
 	}
 	h.woken = h.woken[:0]
+	if len(h.later) > 0 {
+		later := h.later
+		h.later = nil
+		time.AfterFunc(echo, func() { h.wakeAll(later) })
+	}
 	h.mu.Unlock()
 	for i, wake := range h.fire { // those who wake read at once, so without the lock
 		wake()
 		h.fire[i] = nil
 	}
 	h.fire = h.fire[:0]
+}
+
+// wakeAll wakes users now.
+func (h *Hub) wakeAll(users []*User) {
+	var fire []func()
+	h.mu.Lock()
+	for _, u := range users {
+		fire = u.wake(fire)
+	}
+	h.mu.Unlock()
+	for _, wake := range fire {
+		wake()
+	}
 }
 
 // wakeAtRing notes a user to be woken when the head has moved.
@@ -282,8 +304,16 @@ func (h *Hub) event(e *events.Event, pos stream.Pos) {
 	for user, membership := range e.Moves {
 		h.membership(r, user, membership, e.Pos)
 	}
+	var sender *User
+	if e.Txn != "" && e.StateKey == nil {
+		if sender = h.users[e.Sender]; sender != nil && len(sender.waiters) > 0 {
+			h.later = append(h.later, sender)
+		}
+	}
 	for _, u := range r.members {
-		h.wakeAtRing(u)
+		if u != sender {
+			h.wakeAtRing(u)
+		}
 	}
 }
 
@@ -333,19 +363,15 @@ func (h *Hub) wakeLater(r *Room) {
 }
 
 func (h *Hub) flush() {
-	var fire []func()
 	h.mu.Lock()
 	h.timer = nil
+	var users []*User
 	for r := range h.pending {
-		for _, u := range r.members {
-			fire = u.wake(fire)
-		}
+		users = append(users, r.members...)
 	}
 	clear(h.pending)
 	h.mu.Unlock()
-	for _, wake := range fire {
-		wake()
-	}
+	h.wakeAll(users)
 }
 
 // wake adds those to be woken for the user.

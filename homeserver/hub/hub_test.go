@@ -105,6 +105,30 @@ func TestWhoIsWoken(t *testing.T) {
 	}
 }
 
+// Some clients take a message for lost that comes before the answer to their
+// request to send it.
+func TestSenderIsWokenAfterOthers(t *testing.T) {
+	f := start(t)
+	f.member("!r", "@alice:a", "join")
+	f.member("!r", "@bob:a", "join")
+	alice, bob := f.hub.Wait("@alice:a"), f.hub.Wait("@bob:a")
+	defer alice.Close()
+	defer bob.Close()
+	f.publish(stream.KindEvent, "!r", "@alice:a", func(pos stream.Pos) any {
+		return &events.Event{Pos: pos, ID: "$m", Room: "!r", Sender: "@alice:a", Txn: "t", Type: "m.room.message"}
+	})
+	select {
+	case <-bob.C:
+	case <-alice.C:
+		t.Error("the sender was woken before the others")
+	case <-time.After(time.Second):
+		t.Fatal("nobody was woken")
+	}
+	if !woken(alice, time.Second) {
+		t.Error("the sender was not woken")
+	}
+}
+
 // A waiter that is registered before it reads misses nothing, however the two
 // fall together.
 func TestNothingIsMissed(t *testing.T) {
