@@ -18,17 +18,21 @@ SELECT ` + hitColumns + ` FROM found JOIN search_docs d ON d.doc = found.doc WHE
 	qEndsPostgres = `SELECT COALESCE(MIN(doc), 0), COALESCE(MAX(doc), -1) FROM search_docs WHERE doc < $1`
 )
 
-// A term of the index tells of which stretch of places a document is, so that of a
-// frequent word only the newest documents have to be fetched: the stretches are
-// gone through in windows, each larger than the one before.
-const (
-	stretchBits = 13
-	firstWindow = 2   // stretches
-	growth      = 4   // of a window over the one before
-	lastWindow  = 128 // what is older is asked for at once
-)
+// Terms of the index tell in which stretches of places a document is, so that of a
+// frequent word only the newest documents have to be fetched: it is looked for in the
+// newest two stretches of each length, from the shortest on, and then everywhere. Few
+// long stretches are asked for and not many short ones, as the index would go through
+// those in place of a word that is rarer.
+var stretches = [...]struct {
+	name string
+	bits int
+}{{"a", 12}, {"b", 14}, {"c", 16}, {"d", 18}, {"e", 20}}
 
-func stretchTerm(stretch int64) string { return "_e" + strconv.FormatInt(stretch, 10) }
+// appendStretch writes the term of a stretch, quoted.
+func appendStretch(b []byte, name string, stretch int64) []byte {
+	b = append(append(b, "'_s"...), name...)
+	return append(strconv.AppendInt(b, stretch, 10), '\'')
+}
 
 // postgresTerms is a column of text search vectors with an inverted index.
 type postgresTerms struct{}
@@ -47,10 +51,11 @@ func (postgresTerms) put(tx *sqldb.Tx, doc int64, terms, scope []string) error {
 		b.WriteString(t)
 		b.WriteString("' ")
 	}
-	b.WriteByte('\'')
-	b.WriteString(stretchTerm(doc >> stretchBits))
-	b.WriteByte('\'')
-	_, err := tx.Exec(qPutPostgres, doc, b.String())
+	text := []byte(b.String())
+	for _, s := range stretches {
+		text = append(appendStretch(text, s.name, doc>>s.bits), ' ')
+	}
+	_, err := tx.Exec(qPutPostgres, doc, string(text))
 	return err
 }
 
@@ -66,36 +71,28 @@ func (postgresTerms) find(tx *sqldb.Tx, q wanted, before int64, limit int) ([]hi
 		return nil, err
 	}
 	var out []hit
-	top := newest >> stretchBits
-	for size := int64(firstWindow); oldest <= newest && len(out) < limit; size *= growth {
-		low := top - size + 1
-		last := size > lastWindow || low <= oldest>>stretchBits
-		window := text
-		if !last || size <= lastWindow {
-			window += " & (" + stretches(max(low, oldest>>stretchBits), top) + ")"
+	newest = min(newest, before-1)
+	for i := 0; oldest <= newest && len(out) < limit; i++ {
+		window, low := text, oldest
+		if i < len(stretches) {
+			s := stretches[i]
+			top := newest >> s.bits
+			low = max((top-1)<<s.bits, oldest)
+			b := appendStretch(append([]byte(text), " & ("...), s.name, top)
+			b = appendStretch(append(b, " | "...), s.name, top-1)
+			window = string(append(b, ')'))
 		}
-		list, err := sqldb.Select(tx, scanHit, qFindPostgres, window, min(before, (top+1)<<stretchBits), limit-len(out))
+		list, err := sqldb.Select(tx, scanHit, qFindPostgres, window, before, limit-len(out))
 		if err != nil {
 			return nil, err
 		}
-		if out = append(out, list...); last {
+		out = append(out, list...)
+		if low == oldest {
 			break
 		}
-		top = low - 1
+		before = low // the next window holds this one
 	}
 	return out, nil
-}
-
-// stretches asks for documents of stretches from low to top.
-func stretches(low, top int64) string {
-	var b strings.Builder
-	for s := top; s >= low; s-- {
-		if s < top {
-			b.WriteString(" | ")
-		}
-		b.WriteString("'" + stretchTerm(s) + "'")
-	}
-	return b.String()
 }
 
 // tsquery is what PostgreSQL is asked for.
