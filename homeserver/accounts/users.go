@@ -77,6 +77,26 @@ func (a *Accounts) User(id matrix.UserID) (User, bool) {
 	return User{}, false
 }
 
+// IsGuest says whether a user is a guest. It asks no database.
+func (a *Accounts) IsGuest(id matrix.UserID) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	u := a.users[id]
+	return u != nil && u.Guest
+}
+
+// Guests lists the guests. It looks at all accounts.
+func (a *Accounts) Guests() (list []matrix.UserID) {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	for id, u := range a.users {
+		if u.Guest && !u.Deactivated {
+			list = append(list, id)
+		}
+	}
+	return list
+}
+
 // Exists says whether a local account was ever made under this ID, be it closed or not. It asks no database.
 func (a *Accounts) Exists(id matrix.UserID) bool {
 	a.mu.RLock()

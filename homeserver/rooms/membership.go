@@ -115,6 +115,10 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 	if r.hub.Joined(c.Target, c.Room) && len(c.Extra) == 0 {
 		return nil
 	}
+	guest := r.isGuest(c.Target)
+	if guest && !r.participates(c.Room) {
+		return noGuests() // what the room says of guests is known to those in it
+	}
 	if !r.participates(c.Room) {
 		// One after another: the first brings the room's state in, the others are
 		// local users like any.
@@ -130,6 +134,11 @@ func (r *Rooms) Join(ctx context.Context, c MemberChange) error {
 	elsewhere := false
 	_, err := r.member(ctx, c, spec.Join, func(rm *room) (map[string]any, bool, error) {
 		elsewhere = false
+		if guest {
+			if err := rm.admitGuest(); err != nil {
+				return nil, false, err
+			}
+		}
 		rule := rm.joinRule()
 		if rule != spec.Restricted && rule != spec.KnockRestricted {
 			return nil, false, nil

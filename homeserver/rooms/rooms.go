@@ -61,6 +61,10 @@ type Options struct {
 	// MayLeave refuses to let a local user out of a room, or to decline an
 	// invitation; nil lets everybody out.
 	MayLeave func(ctx context.Context, user matrix.UserID, room matrix.RoomID) error
+	// IsGuest reports whether a local user is a guest, and Guests lists them; nil
+	// where there are none.
+	IsGuest func(matrix.UserID) bool
+	Guests  func() []matrix.UserID
 	// ClaimAlias makes alias point to a room that is being created, in the same
 	// transaction.
 	ClaimAlias func(tx *sqldb.Tx, alias matrix.RoomAlias, room matrix.RoomID, creator matrix.UserID) error
@@ -85,7 +89,8 @@ type Rooms struct {
 	hub    *hub.Hub
 	sticky *sticky.Store
 
-	silent   resting                   // policy servers
+	silent   resting // policy servers
+	guests   guests
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 	filling  gate.Keyed[matrix.RoomID] // holes in its history
 	identity Identity                  // nil: no identity servers are used
@@ -145,6 +150,10 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 	r := &Rooms{o: o, db: db, log: l, events: ev, hub: h, sticky: st, cached: map[matrix.RoomID]*room{}}
 	if err := r.loadErasures(ctx); err != nil {
 		return nil, err
+	}
+	r.guests = guests{review: make(chan matrix.RoomID, mostReviews), all: make(chan struct{}, 1)}
+	if o.IsGuest != nil {
+		l.Subscribe(r.guests.hear)
 	}
 	if err := r.seed(ctx); err != nil {
 		return nil, fmt.Errorf("reading memberships: %w", err)
