@@ -33,9 +33,20 @@ func TestGuestsAreWhereTheyMayBe(t *testing.T) {
 	}
 	want(t, "a guest makes a room", s.Do(token, "POST", hstest.Path("createRoom"), "{}"), 403, "M_GUEST_ACCESS_FORBIDDEN")
 
-	// The room closes in the moment in which the server stops.
 	access(room, "can_join")
-	want(t, "a guest joins again", join(), 200, "")
+	want(t, "a guest joins", join(), 200, "")
+	bob := s.User("bob")
+	for _, action := range []string{"invite", "kick", "ban", "unban"} {
+		want(t, "a guest: "+action, s.Do(token, "POST", hstest.Path("rooms", string(room), action), map[string]string{"user_id": string(bob.UserID)}), 403, "M_GUEST_ACCESS_FORBIDDEN")
+	}
+	want(t, "a guest invites by the state", s.Do(token, "PUT", hstest.Path("rooms", string(room), "state", "m.room.member", string(bob.UserID)), map[string]string{"membership": "invite"}), 403, "M_GUEST_ACCESS_FORBIDDEN")
+	profile := func(field string) hstest.Answer {
+		return s.Do(token, "PUT", hstest.Path("profile", string(guest), field), map[string]string{field: "mxc://a.example/x"})
+	}
+	want(t, "a guest's name", profile("displayname"), 200, "")
+	want(t, "a guest's avatar", profile("avatar_url"), 403, "M_GUEST_ACCESS_FORBIDDEN")
+
+	// The room closes in the moment in which the server stops.
 	access(room, "forbidden")
 	s.Stop()
 	s.Start()

@@ -77,6 +77,8 @@ func (p *Profiles) target(c *httpapi.Call) (matrix.UserID, string, error) {
 	}
 	privileged := c.Caller.Admin || c.Caller.AppService != ""
 	switch {
+	case c.Caller.Guest && field != DisplayName:
+		return "", "", matrix.NewError(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "guests may only change their name")
 	case user != c.Caller.User && !(c.Caller.Admin && user.Server() == p.opts.Server):
 		return "", "", matrix.Forbidden("you cannot change the profile of %s", user)
 	case !p.accounts.Active(user):

@@ -46,7 +46,12 @@ func (r *Rooms) Routes() []httpapi.Route {
 		case base + "/rooms/{roomId}/redact/{eventId}/{txnId}":
 			list[i].AllowSuspended = true // his own events; see putRedact
 		}
-		list[i].AllowGuest = list[i].Path != base+"/createRoom"
+		switch list[i].Path {
+		case base + "/createRoom", base + "/knock/{roomIdOrAlias}", base + "/rooms/{roomId}/invite", base + "/rooms/{roomId}/kick",
+			base + "/rooms/{roomId}/ban", base + "/rooms/{roomId}/unban":
+		default: // Spec: client-server-api#guest-access
+			list[i].AllowGuest = true
+		}
 	}
 	return list
 }
@@ -392,6 +397,9 @@ func (r *Rooms) putState(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	key := c.Var("stateKey")
+	if c.Caller.Guest && c.Var("eventType") == spec.MRoomMember && key != string(c.Caller.User) {
+		return nil, matrix.NewError(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "guests may not do this")
+	}
 	return r.putDraft(c, Draft{Room: id, Sender: c.Caller.User, Type: c.Var("eventType"), StateKey: &key, TS: at})
 }
 
