@@ -328,7 +328,7 @@ func (s *Server) build(ctx context.Context) error {
 	}
 	po := profiles.Options{Server: o.ServerName, Now: o.Now}
 	do := directory.Options{
-		Server: o.ServerName, AllUsers: o.AllUsers, Now: o.Now,
+		Log: l, Server: o.ServerName, AllUsers: o.AllUsers, Now: o.Now,
 		AskServices: func(ctx context.Context, alias matrix.RoomAlias) (bool, error) { return apps.QueryAlias(ctx, alias) },
 	}
 	var far media.Remote

@@ -7,7 +7,7 @@
 // client-server-api#user-directory
 //
 // Invariants: an alias of this server points to one room; what the list shows of
-// a room is the room's current state, read when somebody asks.
+// a room is the room's current state: the log says which rooms have changed.
 package directory
 
 import (
@@ -22,6 +22,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
 // Remote asks other servers.
@@ -47,7 +48,10 @@ type Options struct {
 	// AskServices lets application services create the room of an alias in their
 	// namespaces that does not exist yet; it reports whether one did. May be nil.
 	AskServices func(ctx context.Context, alias matrix.RoomAlias) (bool, error)
-	Now         matrix.Now
+	// Log tells which rooms have changed; without it all published rooms are read
+	// for each request.
+	Log *stream.Log
+	Now matrix.Now
 }
 
 // Directory is the module.
@@ -59,6 +63,7 @@ type Directory struct {
 	hub      *hub.Hub
 	opts     Options
 	people   peopleCache
+	list     *listing
 }
 
 //go:embed schema
@@ -73,11 +78,9 @@ const (
 	qPublish     = `INSERT INTO published_rooms (network, room_id, ts) VALUES ($1, $2, $3) ON CONFLICT (network, room_id) DO NOTHING`
 	qUnpublish   = `DELETE FROM published_rooms WHERE network = $1 AND room_id = $2`
 	qIsPublished = `SELECT room_id FROM published_rooms WHERE network = $1 AND room_id = $2`
-	qPublished   = `SELECT room_id FROM published_rooms WHERE network = $1`
-	qAllNetworks = `SELECT DISTINCT room_id FROM published_rooms`
 )
 
-// New prepares the module.
+// New prepares the module. Call it before the log runs.
 func New(ctx context.Context, db *sqldb.DB, acc *accounts.Accounts, prof *profiles.Profiles, r *rooms.Rooms, h *hub.Hub, opts Options) (*Directory, error) {
 	if err := db.Migrate(ctx, "directory", schema); err != nil {
 		return nil, err
@@ -85,5 +88,9 @@ func New(ctx context.Context, db *sqldb.DB, acc *accounts.Accounts, prof *profil
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	return &Directory{db: db, accounts: acc, profiles: prof, rooms: r, hub: h, opts: opts}, nil
+	d := &Directory{db: db, accounts: acc, profiles: prof, rooms: r, hub: h, opts: opts, list: newListing()}
+	if opts.Log != nil {
+		opts.Log.Subscribe(d.list.hear)
+	}
+	return d, nil
 }

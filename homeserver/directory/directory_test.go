@@ -66,7 +66,7 @@ func open(t testing.TB, o directory.Options) *fixture {
 	if f.p, err = profiles.New(f.Ctx, db, acc, f.Rooms, profiles.Options{Server: here}); err != nil {
 		t.Fatal(err)
 	}
-	o.Server = here
+	o.Server, o.Log = here, f.Log
 	if f.d, err = directory.New(f.Ctx, db, acc, f.p, f.Rooms, f.Hub, o); err != nil {
 		t.Fatal(err)
 	}

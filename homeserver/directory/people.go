@@ -125,13 +125,14 @@ func (d *Directory) publicPeople(ctx context.Context) (map[matrix.UserID]bool, e
 	if d.people.public != nil && now.Before(d.people.until) {
 		return d.people.public, nil
 	}
-	list, err := d.published(ctx, Query{AllNetworks: true})
-	if err != nil {
+	public := make(map[matrix.UserID]bool)
+	d.list.turn.Lock()
+	defer d.list.turn.Unlock()
+	if err := d.current(ctx); err != nil {
 		return nil, err
 	}
-	public := make(map[matrix.UserID]bool)
-	for _, e := range list {
-		if e.JoinRule == "public" || e.WorldReadable {
+	for i := range d.list.sorted {
+		if e := &d.list.sorted[i]; e.JoinRule == "public" || e.WorldReadable {
 			for _, u := range d.hub.Members(e.Room) {
 				public[u] = true
 			}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -20,6 +19,7 @@ import (
 
 // Publish lists a room in the caller's transaction.
 func (d *Directory) Publish(tx *sqldb.Tx, room matrix.RoomID) error {
+	d.list.publishing(room)
 	_, err := tx.Exec(qPublish, "", string(room), matrix.Millis(d.opts.Now()))
 	return err
 }
@@ -51,6 +51,7 @@ func (d *Directory) SetPublished(ctx context.Context, network string, room matri
 	if err != nil {
 		return fmt.Errorf("storing published rooms: %w", err)
 	}
+	d.list.changed()
 	return nil
 }
 
@@ -187,64 +188,18 @@ func (d *Directory) PublicRooms(ctx context.Context, q Query) (*List, error) {
 		q.Limit = defaultPage
 	}
 	q.Limit = min(q.Limit, largestPage)
-	all, err := d.published(ctx, q)
+	chunk, total, err := d.page(ctx, q, offset)
 	if err != nil {
 		return nil, err
 	}
-	page := &List{Chunk: []Entry{}, Total: len(all)}
-	if offset < len(all) {
-		end := min(offset+q.Limit, len(all))
-		page.Chunk = all[offset:end]
-		if end < len(all) {
-			page.Next = "p" + strconv.Itoa(end)
-		}
+	page := &List{Chunk: chunk, Total: total}
+	if end := offset + len(chunk); len(chunk) > 0 && end < total {
+		page.Next = "p" + strconv.Itoa(end)
 	}
 	if offset > 0 {
 		page.Prev = "p" + strconv.Itoa(max(offset-q.Limit, 0))
 	}
 	return page, nil
-}
-
-func (d *Directory) published(ctx context.Context, q Query) ([]Entry, error) {
-	var ids []matrix.RoomID
-	err := d.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
-		scan := func(r *sqldb.Rows) (id matrix.RoomID, err error) {
-			err = r.Scan(&id)
-			return id, err
-		}
-		if q.AllNetworks {
-			ids, err = sqldb.Select(tx, scan, qAllNetworks)
-		} else {
-			ids, err = sqldb.Select(tx, scan, qPublished, q.Network)
-		}
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading published rooms: %w", err)
-	}
-	term := strings.ToLower(q.Filter.Term)
-	var list []Entry
-	for _, id := range ids {
-		e, err := d.Describe(ctx, id)
-		if matrix.IsCode(err, "M_NOT_FOUND") {
-			continue
-		} else if err != nil {
-			return nil, err
-		}
-		if q.Filter.Types != nil && !slices.ContainsFunc(q.Filter.Types, func(t *string) bool {
-			return t == nil && e.Type == "" || t != nil && *t == e.Type
-		}) {
-			continue
-		}
-		if term != "" && !strings.Contains(strings.ToLower(e.Name+"\n"+e.Topic+"\n"+e.Alias), term) {
-			continue
-		}
-		list = append(list, e)
-	}
-	slices.SortFunc(list, func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(b.Members, a.Members), cmp.Compare(a.Room, b.Room))
-	})
-	return list, nil
 }
 
 // Describe reads what the list shows of a room; M_NOT_FOUND if it is not known here.

@@ -66,7 +66,7 @@ func build(t testing.TB, db *sqldb.DB) *fixture {
 	ok(err)
 	prof, err := profiles.New(f.Ctx, db, acc, f.Rooms, profiles.Options{Server: partstest.Here})
 	ok(err)
-	f.dir, err = directory.New(f.Ctx, db, acc, prof, f.Rooms, f.Hub, directory.Options{Server: partstest.Here})
+	f.dir, err = directory.New(f.Ctx, db, acc, prof, f.Rooms, f.Hub, directory.Options{Server: partstest.Here, Log: f.Log})
 	ok(err)
 	f.mod, err = moderation.New(f.Ctx, moderation.Parts{
 		DB: db, Log: f.Log, Events: f.Events, Hub: f.Hub, Rooms: f.Rooms, Accounts: acc, Data: f.data, Push: f.push, Directory: f.dir,

@@ -77,7 +77,7 @@ func open(t *testing.T) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.dir, err = directory.New(f.Ctx, db, acc, prof, f.Rooms, f.Hub, directory.Options{Server: partstest.Here}); err != nil {
+	if f.dir, err = directory.New(f.Ctx, db, acc, prof, f.Rooms, f.Hub, directory.Options{Server: partstest.Here, Log: f.Log}); err != nil {
 		t.Fatal(err)
 	}
 	s := spaces.New(db, f.Rooms, f.Hub, f.dir, spaces.Options{
