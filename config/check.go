@@ -107,6 +107,7 @@ func (h *Homeserver) check(bad report, acme bool) {
 	checkRange(bad, "homeserver.media.max_pixels", int64(m.MaxPixels), 1, 1<<30, "pixels; 60000000 is usual")
 	m.check(bad)
 	h.URLPreviews.check(bad)
+	h.Support.check(bad)
 	h.SSO.check(bad)
 	if !p.LogIn && len(h.SSO.Providers) == 0 {
 		bad("homeserver.passwords.log_in", "nobody could log in", "add a provider to homeserver.sso.providers first")

@@ -365,3 +365,11 @@ func TestRates(t *testing.T) {
 		}
 	}
 }
+
+func TestSupportContactsAreChecked(t *testing.T) {
+	text := "server_name: example.org\ndata_dir: ./data\nlisten: 127.0.0.1:8008\nhomeserver:\n  support:\n    contacts:\n      - {role: m.role.admin}\n      - {role: m.role.admin, email: nowhere}\n"
+	_, err := config.Read(strings.NewReader(text))
+	if err == nil || !strings.Contains(err.Error(), "neither user nor email") || !strings.Contains(err.Error(), "not an e-mail address") {
+		t.Errorf("%v", err)
+	}
+}
