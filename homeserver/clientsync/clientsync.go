@@ -45,6 +45,8 @@ const (
 	// defaultLimit and maxLimit bound the timeline of a room.
 	defaultLimit = 20
 	maxLimit     = 1000
+	// mostScanned is how many events are looked at for the timeline of a room.
+	mostScanned = 5000
 	// maxToDevice is how many to-device messages go into one answer.
 	maxToDevice = 100
 )

@@ -348,14 +348,22 @@ func (w *work) timeline(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, che
 }
 
 // Newest reads the newest events of a room in (from, to] that are wanted, the
-// oldest first and at most limit, and whether there are more. Without a lower
-// bound there are, unless the list begins with the room.
+// oldest first and at most limit, and whether there are more. It looks at
+// mostScanned events at most: a filter, or what the reader may see, can turn all
+// of them away. Without a lower bound there are more, unless the list begins with
+// the room.
 func (s *Sync) Newest(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, limit int, wanted func(*events.Event) bool) (list []*events.Event, limited bool, err error) {
-	for at := to; len(list) <= limit; {
-		page, err := s.Events.Timeline(tx, id, from, at, limit+1, false)
+	scanned, size := 0, limit+1
+	for at := to; len(list) <= limit; size = max(limit+1, 100) {
+		if scanned >= mostScanned {
+			limited = true
+			break
+		}
+		page, err := s.Events.Timeline(tx, id, from, at, size, false)
 		if err != nil {
 			return nil, false, err
 		}
+		scanned += len(page)
 		if len(page) > 0 {
 			at = page[len(page)-1].Pos - 1
 		}
@@ -364,7 +372,7 @@ func (s *Sync) Newest(tx *sqldb.Tx, id matrix.RoomID, from, to stream.Pos, limit
 				list = append(list, e)
 			}
 		}
-		if len(page) <= limit {
+		if len(page) < size {
 			break
 		}
 	}
