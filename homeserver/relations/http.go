@@ -185,8 +185,7 @@ func (d *door) children(tx *sqldb.Tx, room matrix.RoomID, q query, read *history
 	if q.forward {
 		text = qChildrenOn
 	}
-	for {
-		n := q.limit + 1
+	for n := q.limit + 1; ; n = max(n, 100) { // many may be of no interest
 		rows, err := sqldb.Select(tx, events.Scan, text, string(q.parent), string(room), int64(lo), int64(hi), q.relType, q.eventType, n)
 		if err != nil {
 			return nil, false, err
