@@ -31,7 +31,7 @@ func (s *Service) homeserverRoutes() []httpapi.Route {
 	var out []httpapi.Route
 	add := func(method, path string, h httpapi.Handler) {
 		for _, prefix := range []string{"/_matrix/app/v1", ""} {
-			out = append(out, httpapi.Route{Method: method, Path: prefix + path, MaxBody: maxTransaction, Handler: s.homeserverOnly(h)})
+			out = append(out, httpapi.Route{Method: method, Path: prefix + path, MaxBody: maxTransaction, Deep: true, Handler: s.homeserverOnly(h)})
 		}
 	}
 	add(http.MethodPut, "/transactions/{txnId}", s.putTransaction)

@@ -77,6 +77,7 @@ type Route struct {
 	Class          Class // see RateLimits
 	AllowSuspended bool  // suspended users may call it
 	AllowGuest     bool  // guests may call it
+	Deep           bool  // the body may be nested as deeply as the parser takes: it holds what others have written
 	Holds          bool  // its answer may have to wait: the handler returns Held
 	Handler        Handler
 }
