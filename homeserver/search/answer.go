@@ -67,7 +67,8 @@ func (s *search) answer(ctx context.Context) (*results, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := &results{Count: len(all) + s.q.seen(), Results: []result{}}
+	place := s.q.place()
+	out := &results{Count: max(place.count, place.seen+len(all)), Results: []result{}}
 	var texts []string
 	for _, f := range page {
 		r, err := s.result(ctx, f)
@@ -80,11 +81,11 @@ func (s *search) answer(ctx context.Context) (*results, error) {
 	out.Highlights = highlights(s.q.clauses, s.q.written, texts)
 	if len(page) == s.q.limit { // whether there is more is seen by asking
 		key, value := s.q.cursorGroup()
-		seen := 0
+		next := s.next(page[len(page)-1].hit, key, value)
 		if !s.q.byRank && key == "" {
-			seen = s.q.seen() + len(list) - len(rest)
+			next.seen, next.count = place.seen+len(list)-len(rest), out.Count
 		}
-		out.NextBatch = s.next(page[len(page)-1].hit, seen, key, value)
+		out.NextBatch = next.String()
 	}
 	s.group(out, page, rest)
 	if s.q.state {
@@ -101,16 +102,16 @@ func (q *question) cursorGroup() (key, value string) {
 	return q.cursor.key, q.cursor.value
 }
 
-// seen is how many results came before the cursor, where these are not read again.
-func (q *question) seen() int {
+// place is where the answer begins.
+func (q *question) place() cursor {
 	if q.cursor == nil {
-		return 0
+		return cursor{}
 	}
-	return q.cursor.seen
+	return *q.cursor
 }
 
-func (s *search) next(h hit, seen int, key, value string) string {
-	return cursor{h.doc, h.terms, s.q.byRank, seen, key, value}.String()
+func (s *search) next(h hit, key, value string) cursor {
+	return cursor{doc: h.doc, terms: h.terms, byRank: s.q.byRank, key: key, value: value}
 }
 
 // rank is the larger the more of a text was asked for.
@@ -190,7 +191,7 @@ func (s *search) group(out *results, page []found, rest []hit) {
 		}
 		for _, h := range rest {
 			if g := groups[h.group(key)]; g != nil && g.NextBatch == "" {
-				g.NextBatch = s.next(g.last.hit, 0, key, h.group(key))
+				g.NextBatch = s.next(g.last.hit, key, h.group(key)).String()
 			}
 		}
 		if out.Groups == nil {

@@ -18,12 +18,11 @@ import (
 )
 
 const (
-	// mostHits is how many results are counted and ordered: the newest, or by
-	// recency those after the page before, so that one can go on to the oldest.
-	// mostLooked is how many documents are looked at for them.
-	mostHits   = 2000
+	// mostHits is how many results are counted and ordered: the newest. By recency
+	// one can go on to the oldest all the same. mostLooked is how many documents are
+	// looked at for them.
+	mostHits   = 1000
 	mostLooked = 20_000
-	chunk      = 2000
 	// mostRooms is up to how many rooms, and mostSenders up to how many senders,
 	// the index itself is asked for; with more, what it finds is sorted out here.
 	mostRooms   = 1000
@@ -175,11 +174,15 @@ func (s *search) hits() ([]hit, error) {
 	inRooms := len(s.rooms) <= fewRooms
 	w := s.query(inRooms)
 	var out []hit
-	before := int64(math.MaxInt64)
+	before, most := int64(math.MaxInt64), mostHits
 	if c := s.q.cursor; c != nil && c.seen > 0 {
 		before = int64(c.doc)
+		if len(s.q.groups) == 0 { // else what follows says which groups go on
+			most = s.q.limit + 1
+		}
 	}
-	for looked := 0; looked < mostLooked && len(out) < mostHits; {
+	chunk := max(most, 100)
+	for looked := 0; looked < mostLooked && len(out) < most; {
 		list, err := s.terms.find(s.tx, w, before, chunk)
 		if err != nil {
 			return nil, err
@@ -189,7 +192,7 @@ func (s *search) hits() ([]hit, error) {
 			if err != nil {
 				return nil, err
 			}
-			if ok && len(out) < mostHits {
+			if ok && len(out) < most {
 				out = append(out, h)
 			}
 		}

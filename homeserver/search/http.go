@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -84,11 +85,13 @@ type filter struct {
 
 // cursor is the last result of a page, and the group that it is of.
 type cursor struct {
-	doc        stream.Pos
-	terms      int
-	byRank     bool
-	seen       int // results up to here, where they are read by recency and not by group; else 0
-	key, value string
+	doc    stream.Pos
+	terms  int
+	byRank bool
+	// Where results are read by recency and not by group: how many there were up to
+	// here, and how many were counted; else 0.
+	seen, count int
+	key, value  string
 }
 
 // The keys to group by.
@@ -102,7 +105,7 @@ func (c cursor) String() string {
 	if c.byRank {
 		order = "r"
 	}
-	return base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("%s %d %d %d %s %s", order, c.doc, c.terms, c.seen, c.key, c.value)))
+	return base64.RawURLEncoding.EncodeToString([]byte(fmt.Sprintf("%s %d %d %d %d %s %s", order, c.doc, c.terms, c.seen, c.count, c.key, c.value)))
 }
 
 func parseCursor(s string, byRank bool) (*cursor, error) {
@@ -111,23 +114,21 @@ func parseCursor(s string, byRank bool) (*cursor, error) {
 	if err != nil {
 		return nil, bad
 	}
-	part := strings.SplitN(string(b), " ", 6)
-	if len(part) != 6 || part[0] != "t" && part[0] != "r" || (part[0] == "r") != byRank {
+	part := strings.SplitN(string(b), " ", 7)
+	if len(part) != 7 || part[0] != "t" && part[0] != "r" || (part[0] == "r") != byRank {
 		return nil, bad
 	}
-	doc, err := strconv.ParseInt(part[1], 10, 64)
-	if err != nil {
+	var n [4]int64
+	for i := range n {
+		if n[i], err = strconv.ParseInt(part[1+i], 10, 64); err != nil || i > 0 && (n[i] < 0 || n[i] > math.MaxInt32) {
+			return nil, bad
+		}
+	}
+	c := &cursor{stream.Pos(n[0]), int(n[1]), byRank, int(n[2]), int(n[3]), part[5], part[6]}
+	if c.seen > 0 && (byRank || c.key != "") || c.key != "" && c.key != byRoom && c.key != bySender {
 		return nil, bad
 	}
-	terms, err := strconv.Atoi(part[2])
-	if err != nil {
-		return nil, bad
-	}
-	seen, err := strconv.Atoi(part[3])
-	if err != nil || seen < 0 || seen > 0 && (byRank || part[4] != "") || part[4] != "" && part[4] != byRoom && part[4] != bySender {
-		return nil, bad
-	}
-	return &cursor{stream.Pos(doc), terms, byRank, seen, part[4], part[5]}, nil
+	return c, nil
 }
 
 // after reports whether a result comes after the cursor, and in its group.
