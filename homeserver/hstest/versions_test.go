@@ -79,7 +79,6 @@ func (w *walk) until15(room id.RoomID, has promise) {
 	}})
 	sum = s.Do(bob.AccessToken, "GET", "/_matrix/client/v1/room_summary/"+string(restricted), nil)
 	has("v1.15", sum.Get("allowed_room_ids.0").Str == string(room) && sum.Get("encryption").Str == "m.megolm.v1.aes-sha2", "the summary is %s", sum.Body)
-
 }
 
 func (w *walk) until17(has promise) {
@@ -107,7 +106,6 @@ func (w *walk) until17(has promise) {
 	rule := func(kind string) string { return hstest.Path("pushrules", "global", kind, "twin") }
 	alice.OK("PUT", rule("override"), map[string]any{"conditions": []any{}, "actions": []string{}})
 	alice.OK("PUT", rule("underride"), map[string]any{"conditions": []any{}, "actions": []string{}})
-
 }
 
 func (w *walk) until19(room id.RoomID, has promise) {
