@@ -561,11 +561,17 @@ func (r *Rooms) visibilityOf(tx *sqldb.Tx, nid int64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if e := evs[nid]; e != nil {
+	return visibilityIn(evs[nid]), nil
+}
+
+// visibilityIn is what an event makes the visibility of a room's history; nil is a
+// room without one.
+func visibilityIn(e *events.Event) string {
+	if e != nil {
 		switch v := gjson.GetBytes(e.JSON, "content.history_visibility").Str; v {
 		case "world_readable", "shared", "invited", "joined":
-			return v, nil
+			return v
 		}
 	}
-	return "shared", nil
+	return "shared"
 }

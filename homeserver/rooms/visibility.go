@@ -29,28 +29,43 @@ type stretch struct {
 // Sight reads what a user may see of a room.
 // Spec: client-server-api#room-history-visibility
 func (r *Rooms) Sight(tx *sqldb.Tx, user matrix.UserID, id matrix.RoomID) (*Sight, error) {
-	s := &Sight{}
-	rows, err := state.History(tx, id, state.Key{Type: spec.MRoomHistoryVisibility})
+	all, err := r.Sights(tx, user, []matrix.RoomID{id})
+	return all[id], err
+}
+
+// Sights reads what a user may see of several rooms.
+func (r *Rooms) Sights(tx *sqldb.Tx, user matrix.UserID, ids []matrix.RoomID) (map[matrix.RoomID]*Sight, error) {
+	all, names := make(map[matrix.RoomID]*Sight, len(ids)), make([]string, len(ids))
+	for i, id := range ids {
+		all[id], names[i] = &Sight{}, string(id)
+	}
+	rows, err := state.Histories(tx, names, state.Key{Type: spec.MRoomHistoryVisibility})
+	if err != nil {
+		return nil, err
+	}
+	nids := make([]int64, len(rows))
+	for i, row := range rows {
+		nids[i] = row.NID
+	}
+	evs, err := r.events.ByNID(tx, nids)
 	if err != nil {
 		return nil, err
 	}
 	for _, row := range rows {
-		v, err := r.visibilityOf(tx, row.NID)
-		if err != nil {
-			return nil, err
-		}
-		s.visibility = append(s.visibility, stretch{row.From, row.To, v})
+		s := all[row.Room]
+		s.visibility = append(s.visibility, stretch{row.From, row.To, visibilityIn(evs[row.NID])})
 	}
-	if rows, err = state.History(tx, id, memberKey(user)); err != nil {
+	if rows, err = state.Histories(tx, names, memberKey(user)); err != nil {
 		return nil, err
 	}
 	for _, row := range rows {
+		s := all[row.Room]
 		s.membership = append(s.membership, stretch{row.From, row.To, row.Membership})
 		if row.To == state.Open {
 			s.now = row.Membership
 		}
 	}
-	return s, nil
+	return all, nil
 }
 
 func at(list []stretch, pos stream.Pos, none string) string {

@@ -187,6 +187,9 @@ func (s *search) hits() ([]hit, error) {
 		if err != nil {
 			return nil, err
 		}
+		if err := s.lookAt(list); err != nil {
+			return nil, err
+		}
 		for _, h := range list {
 			ok, err := s.shows(h)
 			if err != nil {
@@ -236,20 +239,48 @@ func (s *search) shows(h hit) (bool, error) {
 }
 
 func (s *search) sight(room matrix.RoomID) (*sight, error) {
-	if v := s.sights[room]; v != nil {
-		return v, nil
+	if s.sights[room] == nil {
+		if err := s.openSights([]matrix.RoomID{room}); err != nil {
+			return nil, err
+		}
 	}
-	seen, err := s.Rooms.Sight(s.tx, s.q.user, room)
+	return s.sights[room], nil
+}
+
+// lookAt reads the sights of all rooms that results are of.
+func (s *search) lookAt(list []hit) error {
+	var lacking []matrix.RoomID
+	seen := map[matrix.RoomID]bool{}
+	for _, h := range list {
+		if _, wanted := s.rooms[h.room]; wanted && !seen[h.room] && s.sights[h.room] == nil {
+			seen[h.room] = true
+			lacking = append(lacking, h.room)
+		}
+	}
+	return s.openSights(lacking)
+}
+
+func (s *search) openSights(list []matrix.RoomID) error {
+	if len(list) == 0 {
+		return nil
+	}
+	all, err := s.Rooms.Sights(s.tx, s.q.user, list)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	_, encrypted, err := state.KeyAt(s.tx, room, state.Key{Type: "m.room.encryption"}, state.Open-1)
+	names := make([]string, len(list))
+	for i, r := range list {
+		names[i] = string(r)
+		s.sights[r] = &sight{Sight: all[r], all: all[r].Everything()}
+	}
+	rows, err := state.RoomsAt(s.tx, names, []string{"m.room.encryption"}, state.Open-1)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	v := &sight{seen, seen.Everything(), encrypted}
-	s.sights[room] = v
-	return v, nil
+	for _, row := range rows {
+		s.sights[row.Room].encrypted = true
+	}
+	return nil
 }
 
 // sees reports whether an event around a result may be shown.

@@ -163,7 +163,7 @@ func (w *work) timeline(tx *sqldb.Tx, e *entry, p *piece, limit int) error {
 	}
 	var err error
 	if all || !e.joined() {
-		if p.sight, err = w.s.Rooms.Sight(tx, w.q.user, e.id); err != nil {
+		if p.sight, err = w.sight(tx, e); err != nil {
 			return err
 		}
 	}
@@ -179,6 +179,30 @@ func (w *work) timeline(tx *sqldb.Tx, e *entry, p *piece, limit int) error {
 	}
 	p.erased, err = w.s.Rooms.Erased(tx, w.q.user, p.list)
 	return err
+}
+
+// sight reads what the reader may see of a room, and with it that of all other rooms
+// that he will need it of: a window has many.
+func (w *work) sight(tx *sqldb.Tx, e *entry) (*rooms.Sight, error) {
+	if s := w.sights[e.id]; s != nil {
+		return s, nil
+	}
+	ids := []matrix.RoomID{e.id}
+	for _, o := range w.wanted {
+		if o != e && o.joined() && o.fresh() && w.sights[o.id] == nil && len(ids) < facePage {
+			ids = append(ids, o.id)
+		}
+	}
+	all, err := w.s.Rooms.Sights(tx, w.q.user, ids)
+	if err != nil {
+		return nil, err
+	}
+	if w.sights == nil {
+		w.sights = all
+	} else {
+		maps.Copy(w.sights, all)
+	}
+	return all[e.id], nil
 }
 
 func (w *work) bundle(tx *sqldb.Tx, p *piece) (err error) {

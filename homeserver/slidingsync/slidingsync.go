@@ -30,6 +30,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/hub"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 	"github.com/carillon-chat/carillon/homeserver/subscriptions"
@@ -189,6 +190,8 @@ type work struct {
 	concerned []*entry
 	shown     map[matrix.EventID]bool // events in timelines of the answer, for the same
 
+	sights map[matrix.RoomID]*rooms.Sight // of rooms that are read from the database
+
 	b    []byte
 	some bool // there is something to tell
 }
@@ -209,7 +212,7 @@ func (s *Sync) make(ctx context.Context, q *request, cn *conn, h *wait) (*work, 
 	s.Hub.Snapshot(q.user, -1, -1, &w.snap)
 	defer func() {
 		*spare, w.snap.Rooms, w.entries, w.wanted = w.snap.Rooms, nil, nil, nil
-		w.concerned, w.shown = nil, nil
+		w.concerned, w.shown, w.sights = nil, nil, nil
 		snapshots.Put(spare)
 	}()
 	w.to = w.snap.Head
@@ -231,7 +234,7 @@ func (w *work) write(tx *sqldb.Tx) error {
 		token: clientsync.Token{Pos: w.to, Eph: w.eph}, keys: w.base.keys, data: w.base.data, threads: w.base.threads,
 		sent: map[matrix.RoomID]*sent{},
 	}
-	w.some, w.shown = false, nil
+	w.some, w.shown, w.sights = false, nil, nil
 	w.b = append(w.b[:0], '{')
 	if w.q.txn != "" {
 		w.b = matrix.AppendJSONString(append(w.b, `"txn_id":`...), w.q.txn)

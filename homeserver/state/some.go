@@ -7,11 +7,12 @@ import (
 )
 
 const (
-	qTypesAt = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = ANY($2) AND from_pos <= $3 AND to_pos > $3`
-	qRoomsAt = `SELECT room_id, ` + columns + ` FROM room_state WHERE room_id = ANY($1) AND type = ANY($2) AND state_key = '' AND from_pos <= $3 AND to_pos > $3`
-	qKeysAt  = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND state_key = ANY($3) AND from_pos <= $4 AND to_pos > $4`
-	qButAt   = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type <> $2 AND from_pos <= $3 AND to_pos > $3`
-	qEnded   = `SELECT DISTINCT type, state_key FROM room_state WHERE room_id = $1 AND from_pos <= $2 AND to_pos > $2 AND to_pos <= $3 AND to_pos < 9223372036854775807`
+	qTypesAt   = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = ANY($2) AND from_pos <= $3 AND to_pos > $3`
+	qRoomsAt   = `SELECT room_id, ` + columns + ` FROM room_state WHERE room_id = ANY($1) AND type = ANY($2) AND state_key = '' AND from_pos <= $3 AND to_pos > $3`
+	qHistories = `SELECT room_id, ` + columns + ` FROM room_state WHERE room_id = ANY($1) AND type = $2 AND state_key = $3 ORDER BY from_pos`
+	qKeysAt    = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND state_key = ANY($3) AND from_pos <= $4 AND to_pos > $4`
+	qButAt     = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type <> $2 AND from_pos <= $3 AND to_pos > $3`
+	qEnded     = `SELECT DISTINCT type, state_key FROM room_state WHERE room_id = $1 AND from_pos <= $2 AND to_pos > $2 AND to_pos <= $3 AND to_pos < 9223372036854775807`
 )
 
 // RoomRow is an entry of one of several rooms.
@@ -23,10 +24,17 @@ type RoomRow struct {
 // RoomsAt is the entries of some types, with an empty state key, of several rooms
 // right after pos.
 func RoomsAt(tx *sqldb.Tx, rooms, types []string, pos stream.Pos) ([]RoomRow, error) {
-	return sqldb.Select(tx, func(r *sqldb.Rows) (x RoomRow, err error) {
-		err = r.Scan(&x.Room, &x.Type, &x.StateKey, &x.NID, &x.Membership, &x.From, &x.To)
-		return x, err
-	}, qRoomsAt, rooms, types, int64(pos))
+	return sqldb.Select(tx, scanRoom, qRoomsAt, rooms, types, int64(pos))
+}
+
+// Histories is History for several rooms.
+func Histories(tx *sqldb.Tx, rooms []string, key Key) ([]RoomRow, error) {
+	return sqldb.Select(tx, scanRoom, qHistories, rooms, key.Type, key.StateKey)
+}
+
+func scanRoom(r *sqldb.Rows) (x RoomRow, err error) {
+	err = r.Scan(&x.Room, &x.Type, &x.StateKey, &x.NID, &x.Membership, &x.From, &x.To)
+	return x, err
 }
 
 // TypesAt is all entries of some types right after pos.
