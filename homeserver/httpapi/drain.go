@@ -2,8 +2,11 @@ package httpapi
 
 import (
 	"context"
+	"net/http"
 	"sync"
 	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
 // drain counts the requests that are being answered, so that a shutdown can wait for them.
@@ -80,4 +83,8 @@ func (c *Call) WaitContext(d time.Duration) (context.Context, context.CancelFunc
 		stop()
 		cancel()
 	}
+}
+
+func errDraining() *matrix.Error {
+	return matrix.NewError(http.StatusServiceUnavailable, "M_UNKNOWN", "the server is shutting down")
 }

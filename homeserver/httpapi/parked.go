@@ -6,17 +6,16 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
-	"strconv"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/carillon-chat/carillon/homeserver/matrix"
+	log "github.com/sirupsen/logrus"
 )
 
 // A client that waits costs net/http two goroutines, some 28 kB, and at each turn a new request, response and
@@ -134,6 +133,7 @@ func (p *parked) take(r *bufio.Reader) {
 func (p *parked) loop() {
 	defer p.conn.from.remove(p)
 	defer p.close()
+	defer p.guard()
 	busy := true // a request is being answered
 	for {
 		head, err := p.next()
@@ -302,6 +302,7 @@ func (p *parked) serve(c *Call) (busy bool) {
 		p.bye.Store(true)
 		writeError(c.W, errDraining())
 		p.flush(nil)
+		p.call = nil
 		p.state.Store(idle)
 		return false
 	}
@@ -364,6 +365,7 @@ func (p *parked) wake() {
 
 // run is a runner's turn.
 func (p *parked) run() {
+	defer p.guard()
 	p.state.Store(running)
 	v, err := p.answer()
 	if v == nil && err == nil {
@@ -390,12 +392,13 @@ func (p *parked) finish(v any, err error) {
 	}
 	p.due(idleTimeout)
 	later := p.flush(body)
-	if p.held.Wait != nil {
-		p.held.End()
-	}
 	p.api.finish(p.call, &p.rec)
+	p.call = nil
 	p.api.drain.leave()
-	p.call, p.held = nil, Held{}
+	if w := p.held.Wait; w != nil {
+		p.held = Held{}
+		w.End()
+	}
 	if later == nil {
 		p.freed()
 		return
@@ -409,6 +412,33 @@ func (p *parked) finish(v any, err error) {
 		_ = p.conn.SetWriteDeadline(time.Time{})
 		p.freed()
 	}()
+}
+
+// guard makes of a panic, against which no net/http stands here, the end of this connection alone.
+func (p *parked) guard() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v != http.ErrAbortHandler { //nolint:errorlint // net/http compares it the same way
+		p.api.panics.Add(1)
+		log.WithField("panic", v).Errorf("answering a client that waited panicked\n%s", debug.Stack())
+	}
+	p.bye.Store(true)
+	p.stop()
+	p.conn.Close()
+	if p.call != nil {
+		p.call = nil
+		p.api.drain.leave()
+	}
+	if w := p.held.Wait; w != nil {
+		p.held = Held{}
+		w.End()
+	}
+	select {
+	case p.free <- struct{}{}:
+	default:
+	}
 }
 
 // freed lets the next request be answered.
@@ -475,185 +505,3 @@ func (p *parked) stop() {
 	}
 	p.deadline = time.Now().Add(time.Hour) // a timer that fires all the same finds nothing due
 }
-
-// answer collects what a handler writes the usual way.
-type answer struct {
-	header http.Header
-	status int
-	body   []byte
-}
-
-// Header implements http.ResponseWriter.
-func (w *answer) Header() http.Header {
-	if w.header == nil {
-		w.header = http.Header{}
-	}
-	return w.header
-}
-
-// WriteHeader implements http.ResponseWriter.
-func (w *answer) WriteHeader(status int) {
-	if w.status == 0 && status >= http.StatusOK {
-		w.status = status
-	}
-}
-
-// Write implements http.ResponseWriter.
-func (w *answer) Write(b []byte) (int, error) {
-	w.body = append(w.body, b...)
-	return len(b), nil
-}
-
-// scratch are buffers for answers on their way out.
-var scratch = sync.Pool{New: func() any { b := make([]byte, 0, 4096); return &b }}
-
-// flush writes body, or what was collected, without waiting for the client; it returns what did not fit.
-func (p *parked) flush(body []byte) (later []byte) {
-	buf, _ := scratch.Get().(*[]byte)
-	defer scratch.Put(buf)
-	b := (*buf)[:0]
-	if p.out.header == nil {
-		b = append(b, headOK...)
-	} else {
-		status := p.out.status
-		if status == 0 {
-			status = http.StatusOK
-		}
-		body = p.out.body
-		b = append(strconv.AppendInt(append(b, "HTTP/1.1 "...), int64(status), 10), ' ')
-		b = append(append(b, http.StatusText(status)...), "\r\n"...)
-		b = append(b, headCORS...)
-		p.out.header.Del("Content-Length")
-		h := bytes.NewBuffer(b)
-		_ = p.out.header.Write(h)
-		b = h.Bytes()
-	}
-	b = append(append(append(b, "Date: "...), date(p.api.now())...), "\r\n"...)
-	if p.bye.Load() {
-		b = append(b, "Connection: close\r\n"...)
-	}
-	b = strconv.AppendInt(append(b, "Content-Length: "...), int64(len(body)), 10)
-	b = append(append(b, "\r\n\r\n"...), body...)
-	p.out = answer{}
-	*buf = b[:0]
-	n, err := writeNow(p.raw, b)
-	if err != nil {
-		p.bye.Store(true)
-		return nil
-	}
-	if n == len(b) {
-		if cap(b) > keptBuffer {
-			*buf = nil
-		}
-		return nil
-	}
-	return bytes.Clone(b[n:])
-}
-
-// writeNow writes as much as the socket takes at once.
-func writeNow(raw syscall.RawConn, b []byte) (n int, err error) {
-	werr := raw.Write(func(fd uintptr) bool {
-		for n < len(b) {
-			k, e := syscall.Write(int(fd), b[n:])
-			if e == syscall.EINTR { //nolint:errorlint // an errno as it is
-				continue
-			}
-			if e == syscall.EAGAIN { //nolint:errorlint // an errno as it is
-				return true
-			}
-			if e != nil {
-				err = e
-				return true
-			}
-			n += k
-		}
-		return true
-	})
-	if err == nil {
-		err = werr
-	}
-	return n, err
-}
-
-var (
-	headCORS = corsHead()
-	headOK   = "HTTP/1.1 200 OK\r\n" + headCORS + "Content-Type: application/json\r\nCache-Control: no-store\r\n"
-)
-
-func corsHead() string {
-	h := http.Header{}
-	setCORS(h)
-	var b strings.Builder
-	_ = h.Write(&b)
-	return b.String()
-}
-
-// today is the Date header of a second.
-type today struct {
-	unix int64
-	text string
-}
-
-var dates atomic.Pointer[today]
-
-func date(now time.Time) string {
-	d := dates.Load()
-	if d == nil || d.unix != now.Unix() {
-		d = &today{now.Unix(), now.UTC().Format(http.TimeFormat)}
-		dates.Store(d)
-	}
-	return d.text
-}
-
-func errDraining() *matrix.Error {
-	return matrix.NewError(http.StatusServiceUnavailable, "M_UNKNOWN", "the server is shutting down")
-}
-
-// maxRunners bounds how many woken clients are answered at a time. More than there are processors, since some
-// answers wait for the database.
-const maxRunners = 32
-
-// runners answer the clients that were woken, in order.
-type runners struct {
-	mu     sync.Mutex
-	queue  []*parked
-	head   int
-	active int
-}
-
-func (r *runners) push(p *parked) {
-	r.mu.Lock()
-	if r.head > 1024 && 2*r.head > len(r.queue) { // never empty for long: make room
-		n := copy(r.queue, r.queue[r.head:])
-		clear(r.queue[n:])
-		r.queue, r.head = r.queue[:n], 0
-	}
-	r.queue = append(r.queue, p)
-	start := r.active < maxRunners
-	if start {
-		r.active++
-	}
-	r.mu.Unlock()
-	if start {
-		go r.work()
-	}
-}
-
-func (r *runners) work() {
-	for {
-		r.mu.Lock()
-		if r.head == len(r.queue) {
-			r.queue, r.head = r.queue[:0], 0
-			r.active--
-			r.mu.Unlock()
-			return
-		}
-		p := r.queue[r.head]
-		r.queue[r.head] = nil
-		r.head++
-		r.mu.Unlock()
-		p.run()
-	}
-}
-
-var _ net.Conn = (*conn)(nil)

@@ -63,6 +63,9 @@ func (w *boardWait) End() {
 	defer w.b.mu.Unlock()
 	delete(w.b.waits, w)
 	w.b.ended.Add(1)
+	if w.user == "breaks" {
+		panic("at the end")
+	}
 }
 
 // say sets the note and wakes everybody.
@@ -248,6 +251,26 @@ func TestParkedEnds(t *testing.T) {
 		w.want(200, "fine")
 		if api.Panics() != 1 {
 			t.Fatalf("%d panics", api.Panics())
+		}
+	})
+	t.Run("panic behind the answer", func(t *testing.T) {
+		api, b, addr := park(t, time.Minute)
+		w, other := dial(t, addr), dial(t, addr)
+		w.ask("GET /wait?user=breaks HTTP/1.1")
+		other.ask("GET /wait?user=other HTTP/1.1")
+		eventually(t, "both wait", func() bool { return b.waiting() == 2 })
+		b.say("x")
+		w.want(200, "breaks")
+		other.want(200, "other")
+		if _, err := w.r.ReadByte(); err == nil {
+			t.Error("the connection goes on after a panic")
+		}
+		other.ask("GET /wait?user=again HTTP/1.1") // nobody else has noticed
+		other.want(200, "again")
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		if err := api.Drain(ctx); err != nil || api.Panics() != 1 {
+			t.Errorf("%d panics, %v", api.Panics(), err)
 		}
 	})
 	t.Run("client gone", func(t *testing.T) {
