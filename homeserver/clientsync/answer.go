@@ -131,6 +131,9 @@ type facts struct {
 	at       bool            // recent is complete
 	piece    *shared         // the encoding of recent that serves others too
 	mine     bool            // this work makes it
+	lean     bool            // the state that goes with recent is the members who sent it,
+	members  []*events.Event // these,
+	have     bool            // which are at hand
 }
 
 func (w *work) gather() error {
@@ -169,6 +172,9 @@ func (w *work) gather() error {
 				if err := w.claim(r.ID, &f); err != nil {
 					return err
 				}
+			}
+			if f.lean = f.at && (f.piece == nil || f.mine) && w.lean(r, f.recent); f.lean {
+				f.members, f.have = w.s.speakers.of(r, f.recent)
 			}
 		}
 	}
@@ -247,7 +253,7 @@ func (w *work) needsDB() bool {
 			continue
 		}
 		if !f.at || len(f.recent) > q.filter.Timeline().Limit(defaultLimit, maxLimit) || q.stateAfter != "" && r.LastState > q.since.Pos ||
-			q.filter.LazyMembers() || w.hides(f.recent) || slices.ContainsFunc(f.recent, func(e *events.Event) bool { return e.Gap() || e.Resolved != nil }) {
+			q.filter.LazyMembers() && !f.have || w.hides(f.recent) || slices.ContainsFunc(f.recent, func(e *events.Event) bool { return e.Gap() || e.Resolved != nil }) {
 			return true
 		}
 	}

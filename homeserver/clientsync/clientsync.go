@@ -78,7 +78,8 @@ type Bundler interface {
 // Sync answers /sync.
 type Sync struct {
 	Parts
-	shared sharedCache
+	shared   sharedCache
+	speakers speakers
 
 	mu      sync.Mutex
 	waiting map[seat][]*wait // syncs under way, the oldest first
@@ -89,7 +90,7 @@ func New(p Parts) *Sync {
 	if p.Now == nil {
 		p.Now = time.Now
 	}
-	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}, waiting: map[seat][]*wait{}}
+	return &Sync{Parts: p, shared: sharedCache{entries: map[sharedKey]*shared{}}, speakers: speakers{entries: map[speaker]face{}}, waiting: map[seat][]*wait{}}
 }
 
 // Routes is GET /sync.
@@ -117,20 +118,23 @@ func (t Token) String() string {
 
 // ParseToken reads a token.
 func ParseToken(s string) (t Token, err error) {
-	bad := matrix.InvalidParam("%q is not a token of this server's /sync", s)
 	rest, ok := strings.CutPrefix(s, "s")
-	if !ok || len(s) > 80 {
-		return t, bad
-	}
-	parts := strings.Split(rest, "_")
-	if len(parts) > 3 {
-		return t, bad
-	}
+	ok = ok && len(s) <= 80
 	nums := [3]int64{}
-	for i, p := range parts {
-		if nums[i], err = strconv.ParseInt(p, 10, 64); err != nil || nums[i] < 0 {
-			return t, bad
+	for i := range nums {
+		var part string
+		more := false
+		part, rest, more = strings.Cut(rest, "_")
+		if nums[i], err = strconv.ParseInt(part, 10, 64); err != nil || nums[i] < 0 {
+			ok = false
 		}
+		if !more {
+			break
+		}
+		ok = ok && i < len(nums)-1
+	}
+	if !ok {
+		return t, matrix.InvalidParam("%q is not a token of this server's /sync", s)
 	}
 	t = Token{stream.Pos(nums[0]), nums[1], stream.Pos(nums[2])}
 	if t.ToDevice == 0 {

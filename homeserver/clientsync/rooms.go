@@ -448,7 +448,7 @@ func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) 
 	if f.piece != nil && !f.mine {
 		return f.piece.b, nil
 	}
-	b, err := w.encodeRecent(tx, r, f.recent)
+	b, err := w.encodeRecent(tx, r, f)
 	if err == nil && f.mine {
 		w.s.shared.finish(w.sharedKey(r.ID), f.piece, b, true)
 		f.mine = false
@@ -456,7 +456,8 @@ func (w *work) recent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) 
 	return b, err
 }
 
-func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event) ([]byte, error) {
+func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, f *facts) ([]byte, error) {
+	list := f.recent
 	w.sight, w.bundles, w.erased = nil, nil, nil
 	limit := w.q.filter.Timeline().Limit(defaultLimit, maxLimit)
 	t := &timeline{start: w.q.since.Pos, hides: w.hides(list)}
@@ -477,9 +478,15 @@ func (w *work) encodeRecent(tx *sqldb.Tx, r *hub.RoomState, list []*events.Event
 		t.list, t.limited = t.list[len(t.list)-limit:], true
 	}
 	t.cut(w.to)
-	if tx != nil {
+	switch {
+	case f.have:
+		t.after, t.state = w.q.stateAfter, f.members
+	case tx != nil:
 		if err := w.stateOf(tx, t, r.ID, w.q.since.Pos, w.to, false); err != nil {
 			return nil, err
+		}
+		if f.lean && len(w.erased) == 0 {
+			w.s.speakers.keep(r, t.state)
 		}
 	}
 	sticky, err := w.sticky(tx, r.ID, w.q.since.Pos, t, list)

@@ -32,7 +32,11 @@ func (w *work) stateOf(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to str
 				end = t.list[0].Pos - 1
 			}
 		}
-		rows, err = state.At(tx, id, end)
+		if w.q.filter.LazyMembers() && end > 0 {
+			rows, err = state.ButAt(tx, id, "m.room.member", end) // lazyRows adds who is needed of the members
+		} else {
+			rows, err = state.At(tx, id, end)
+		}
 	case end > from:
 		rows, err = state.Delta(tx, id, from, end)
 	}
@@ -96,8 +100,8 @@ func untold(tx *sqldb.Tx, t *timeline, id matrix.RoomID, from, to stream.Pos, ro
 	return rows, nil
 }
 
-// lazyRows keeps of all members those who speak in the timeline, and adds to what
-// changed the ones who speak and did not change. A change of a member is never left
+// lazyRows adds to the rest of the state the members who speak in the timeline, and to
+// what changed the ones who speak and did not change. A change of a member is never left
 // out: whoever has loaded the members keeps them up to date by this.
 func (w *work) lazyRows(tx *sqldb.Tx, t *timeline, id matrix.RoomID, rows []state.Row, end stream.Pos, all bool) ([]state.Row, error) {
 	need, told := map[string]bool{}, map[string]bool{}
@@ -123,24 +127,20 @@ func (w *work) lazyRows(tx *sqldb.Tx, t *timeline, id matrix.RoomID, rows []stat
 			need[string(h)] = true
 		}
 	}
-	out := rows[:0]
-	for _, r := range rows {
-		if !all || r.Type != "m.room.member" || need[r.StateKey] {
-			out = append(out, r)
-			delete(need, r.StateKey)
+	rows = slices.DeleteFunc(rows, func(r state.Row) bool {
+		if r.Type != "m.room.member" {
+			return false
 		}
+		unasked := all && !need[r.StateKey] // untold found it
+		delete(need, r.StateKey)
+		return unasked
+	})
+	if end == 0 || len(need) == 0 {
+		return rows, nil
 	}
-	if end == 0 {
-		return out, nil
+	members, err := state.KeysAt(tx, id, "m.room.member", slices.Sorted(maps.Keys(need)), end)
+	if err != nil {
+		return nil, err
 	}
-	for u := range need {
-		row, ok, err := state.KeyAt(tx, id, state.Key{Type: "m.room.member", StateKey: u}, end)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			out = append(out, row)
-		}
-	}
-	return out, nil
+	return append(rows, members...), nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -177,6 +178,43 @@ func TestLazyMembers(t *testing.T) {
 	m := alice.OK("GET", hstest.Path("rooms", string(room), "messages")+"?dir=b&limit=3&filter="+url.QueryEscape(`{"lazy_load_members":true}`), nil)
 	if got := keysOf(m.Get("state")); !slices.Contains(got, "m.room.member|"+string(others[7].UserID)) || slices.Contains(got, "m.room.member|"+string(others[5].UserID)) {
 		t.Errorf("/messages gives the state %v", got)
+	}
+}
+
+// The member who speaks is kept for those who load members lazily, and what is kept is what holds at the time.
+func TestSpeakersStayTrue(t *testing.T) {
+	t.Parallel()
+	s := hstest.New(t)
+	alice, bob := s.User("alice"), s.User("bob")
+	room := alice.Room(nil, bob)
+	for _, section := range []string{"state", "state_after"} {
+		lazy := []string{`filter={"room":{"state":{"lazy_load_members":true}}}`, "use_state_after=" + strconv.FormatBool(section == "state_after")}
+		since := alice.RawSync("", lazy...).Get("next_batch").Str
+		said := func(text string) gjson.Result { // bob's member event as it comes with what he says
+			t.Helper()
+			send(bob, room, text+section, text)
+			r := alice.RawSync(since, lazy...)
+			since = r.Get("next_batch").Str
+			list := r.Get(in("join", room) + "." + section + ".events").Array()
+			if len(list) != 1 || list[0].Get("state_key").Str != string(bob.UserID) {
+				t.Fatalf("%s %s: the state is %v", section, text, list)
+			}
+			return list[0]
+		}
+		said("one")
+		first := said("two")
+		setState(t, bob, room, "m.room.member", string(bob.UserID), map[string]any{"membership": "join", "displayname": "Bobby"})
+		since = alice.RawSync(since, lazy...).Get("next_batch").Str
+		said("three")
+		if got := said("four"); got.Get("content.displayname").Str != "Bobby" || got.Get("event_id").Str == first.Get("event_id").Str {
+			t.Errorf("%s: after a new name: %s", section, got.Raw)
+		}
+		alice.OK("PUT", hstest.Path("rooms", string(room), "redact", said("five").Get("event_id").Str, "r"+section), map[string]any{})
+		since = alice.RawSync(since, lazy...).Get("next_batch").Str
+		said("six")
+		if got := said("seven"); got.Get("content.displayname").Exists() || !got.Get("unsigned.redacted_because").Exists() {
+			t.Errorf("%s: after the redaction: %s", section, got.Raw)
+		}
 	}
 }
 

@@ -30,8 +30,12 @@ type Call struct {
 	ctx    context.Context //nolint:containedctx // a Call is the context of one request
 	match  match
 	query  url.Values
+	plain  [mostPlain]param // the parameters, where there are few
+	plains int
 	body   []byte
-	isRead bool
+
+	isSplit, isRead bool
+
 	parked bool // the connection was taken over; see parked.go
 	serial uint64
 	start  time.Time
@@ -86,27 +90,49 @@ func (c *Call) Values() url.Values {
 	return c.query
 }
 
+// param is a query parameter whose name has no escapes; its value is as it was sent.
+type param struct{ key, value string }
+
+// mostPlain is how many parameters a request may have to be read without a map of them.
+const mostPlain = 6
+
 // Query is the first value of a query parameter, or "".
 func (c *Call) Query(name string) string {
+	if c.query == nil && !c.isSplit {
+		c.split()
+	}
 	if c.query != nil {
 		return c.query.Get(name)
 	}
-	// Most requests have few parameters and plain ones: no need to make a map of them.
+	for _, p := range c.plain[:c.plains] {
+		if p.key != name {
+			continue
+		}
+		if strings.IndexByte(p.value, '%') < 0 && strings.IndexByte(p.value, '+') < 0 {
+			return p.value
+		}
+		if value, err := url.QueryUnescape(p.value); err == nil {
+			return value
+		}
+	}
+	return ""
+}
+
+// split takes the parameters apart: most requests have few and plain ones.
+func (c *Call) split() {
+	c.isSplit = true
 	rest := c.R.URL.RawQuery
 	for rest != "" {
 		var pair string
 		pair, rest, _ = strings.Cut(rest, "&")
 		key, value, _ := strings.Cut(pair, "=")
-		if strings.ContainsAny(key, "%+;") || strings.IndexByte(value, ';') >= 0 {
-			return c.Values().Get(name)
+		if c.plains == mostPlain || strings.ContainsAny(key, "%+;") || strings.IndexByte(value, ';') >= 0 {
+			c.Values()
+			return
 		}
-		if key == name {
-			if value, err := url.QueryUnescape(value); err == nil {
-				return value
-			}
-		}
+		c.plain[c.plains] = param{key, value}
+		c.plains++
 	}
-	return ""
 }
 
 // QueryInt is a whole number of the query: def when absent, M_INVALID_PARAM when it is no number or below minV,

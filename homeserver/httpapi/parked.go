@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ const (
 	writeTimeout = 30 * time.Second // for an answer that does not fit into the socket at once
 	maxParked    = 64 << 10         // bytes of a request; a larger one is net/http's
 	keptHead     = 8 << 10          // of the reading buffer
+	mostFields   = 24               // of a head that is compared field by field
 )
 
 // The states of a parked connection.
@@ -122,11 +124,23 @@ func (p *parked) take(r *bufio.Reader) {
 	// The request's own context ends with its handler, and nothing of net/http's shall be held on to.
 	c := p.call
 	c.ctx, c.R = p.ctx, c.R.WithContext(p.ctx)
+	p.know(c.R)
 	p.rec = statusWriter{ResponseWriter: &p.out}
 	c.W, c.parked = &p.rec, true
 	p.due(p.held.Timeout)
 	p.settle()
 	go p.loop()
+}
+
+// know keeps what the request before says, where the next one may differ from it in its first line alone.
+func (p *parked) know(r *http.Request) {
+	if r.ContentLength != 0 || r.Close || r.Header["Connection"] != nil || r.Header["Content-Length"] != nil || len(r.TransferEncoding) > 0 {
+		return
+	}
+	base := new(http.Request)
+	*base = *r
+	base.Body = http.NoBody
+	p.req.base = base
 }
 
 // loop reads requests until the client goes or wants something that does not wait.
@@ -265,28 +279,64 @@ func (p *parked) use(n int) {
 	p.buf = p.buf[:copy(p.buf, rest)]
 }
 
-// learn parses a head with net/http's own parser; false where something is unusual.
+// learn parses a head with net/http's own parser; false where something is unusual. One whose fields are those of the
+// request before needs no parsing.
 func (p *parked) learn(b []byte, line int) bool {
 	for i, ch := range b {
 		if ch == '\r' != (i+1 < len(b) && b[i+1] == '\n') || ch < ' ' && ch != '\r' && ch != '\n' || ch >= 0x7f {
 			return false
 		}
 	}
-	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b)))
-	if err != nil || r.Host == "" || r.Close || len(r.TransferEncoding) > 0 || r.ContentLength > maxParked-int64(len(b)) {
-		return false
-	}
-	for _, h := range [...]string{"Expect", "Upgrade", "Connection", "Trailer"} {
-		if v := r.Header[h]; v != nil && !(h == "Connection" && strings.EqualFold(v[0], "keep-alive")) {
+	r := p.req.base
+	if r == nil || !sameFields(r, b[line:]) {
+		var err error
+		r, err = http.ReadRequest(bufio.NewReader(bytes.NewReader(b)))
+		if err != nil || r.Host == "" || r.Close || len(r.TransferEncoding) > 0 || r.ContentLength > maxParked-int64(len(b)) {
 			return false
 		}
+		for _, h := range [...]string{"Expect", "Upgrade", "Connection", "Trailer"} {
+			if v := r.Header[h]; v != nil && !(h == "Connection" && strings.EqualFold(v[0], "keep-alive")) {
+				return false
+			}
+		}
+		p.req.length = max(int(r.ContentLength), 0)
+		r.Body, r.RemoteAddr = http.NoBody, p.conn.RemoteAddr().String()
+		p.req.base = r.WithContext(p.ctx)
 	}
 	p.req.head = append(p.req.head[:0], b[line:]...)
-	p.req.length = max(int(r.ContentLength), 0)
-	r.Body, r.RemoteAddr = http.NoBody, p.conn.RemoteAddr().String()
-	p.req.base = r.WithContext(p.ctx)
 	p.req.path = ""
 	return true
+}
+
+// sameFields reports whether the fields of a head are just those of r: each of them, once, and no other.
+func sameFields(r *http.Request, head []byte) bool {
+	var seen [mostFields]string
+	n, host := 0, false
+	for {
+		field, rest, _ := bytes.Cut(head, []byte("\r\n"))
+		if len(field) == 0 {
+			return host && n == len(r.Header)
+		}
+		head = rest
+		name, value, ok := bytes.Cut(field, []byte(": "))
+		if !ok {
+			return false
+		}
+		key := http.CanonicalHeaderKey(string(name))
+		if key == "Host" {
+			if host || r.Host != string(value) {
+				return false
+			}
+			host = true
+			continue
+		}
+		have := r.Header[key]
+		if n == len(seen) || len(have) != 1 || have[0] != string(value) || slices.Contains(seen[:n], key) {
+			return false
+		}
+		seen[n] = key
+		n++
+	}
 }
 
 // serve answers a call, or begins to wait for its answer; busy says that free will be told.

@@ -111,7 +111,7 @@ func park(t testing.TB, timeout time.Duration) (*httpapi.API, *board, string) {
 				return nil, err
 			}
 		}
-		return httpapi.Held{Wait: &boardWait{b: b, user: c.Query("user") + body.User}, Timeout: timeout}, nil
+		return httpapi.Held{Wait: &boardWait{b: b, user: c.Query("user") + body.User + c.R.Header.Get("X-Who")}, Timeout: timeout}, nil
 	}
 	api.Add(
 		httpapi.Route{Method: "GET", Path: "/wait", Holds: true, Handler: wait},
@@ -208,6 +208,41 @@ func TestParkedConnectionTakesTurns(t *testing.T) {
 	w.want(200, `{"for":"post","note":"again"}`)
 	w.ask("GET /nothing HTTP/1.1")
 	w.want(404, "M_UNRECOGNIZED")
+}
+
+// What one request said in its head is not taken for the next one's.
+func TestParkedHeadersAreTheirOwn(t *testing.T) {
+	for name, second := range map[string][]string{
+		"left out":           {"X-A: 1"},
+		"another instead":    {"X-A: 1", "X-B: alice"},
+		"another twice":      {"X-A: 1", "X-A: 1"},
+		"empty":              {"X-A: 1", "X-Who: "},
+		"other case":         {"X-A: 1", "x-who: "},
+		"space before colon": {"X-A: 1", "X-Who : alice"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, b, addr := park(t, time.Minute)
+			w := dial(t, addr)
+			w.ask("GET /wait HTTP/1.1", "X-A: 1", "X-Who: alice")
+			eventually(t, "a wait", func() bool { return b.waiting() == 1 })
+			b.say("n")
+			w.want(200, `{"for":"alice"`)
+			w.ask(append([]string{"GET /wait HTTP/1.1"}, second...)...)
+			if r, got := w.answer(); strings.Contains(got, "alice") || r.StatusCode == 200 && !strings.Contains(got, `"for":""`) {
+				t.Fatalf("answered %d %s", r.StatusCode, got)
+			}
+		})
+	}
+	_, b, addr := park(t, time.Minute)
+	w := dial(t, addr)
+	w.ask("GET /wait HTTP/1.1", "X-A: 1", "X-Who: alice")
+	eventually(t, "a wait", func() bool { return b.waiting() == 1 })
+	b.say("n")
+	w.want(200, `{"for":"alice"`)
+	w.ask("GET /wait?user=again HTTP/1.1", "x-who: alice", "X-A: 1") // the same, in another order
+	w.want(200, `{"for":"againalice"`)
+	w.ask("GET /wait HTTP/1.1", "X-A: 1", "X-Who: bob")
+	w.want(200, `{"for":"bob"`)
 }
 
 func TestParkedPipeline(t *testing.T) {

@@ -68,11 +68,28 @@ func cleanURL(r *http.Request, escaped string) bool {
 	if strings.IndexByte(escaped, '%') >= 0 && !isText(r.URL.Path) {
 		return false
 	}
-	if strings.IndexByte(r.URL.RawQuery, '%') < 0 {
+	if !isText(r.URL.RawQuery) {
+		return false
+	}
+	if plainEscapes(r.URL.RawQuery) {
 		return true
 	}
 	q, err := url.QueryUnescape(r.URL.RawQuery)
 	return err != nil || isText(q) // parameters that cannot be unescaped are dropped when they are read
+}
+
+// plainEscapes reports whether s holds no escape but of ASCII characters other than NUL.
+func plainEscapes(s string) bool {
+	for {
+		i := strings.IndexByte(s, '%')
+		if i < 0 {
+			return true
+		}
+		if i+2 >= len(s) || s[i+1] < '0' || s[i+1] > '7' || s[i+1] == '0' && s[i+2] == '0' {
+			return false
+		}
+		s = s[i+3:]
+	}
 }
 
 func isText(s string) bool { return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0 }

@@ -58,7 +58,7 @@ type Room struct {
 	ID          matrix.RoomID
 	LastEvent   stream.Pos // newest event
 	LastReceipt stream.Pos // newest receipt
-	LastState   stream.Pos // newest state event
+	LastState   stream.Pos // newest state event, or redaction of one
 	Typing      int64      // Ephemeral sequence of the newest typing change
 
 	members []*User         // joined users, in no order
@@ -300,6 +300,9 @@ func (h *Hub) event(e *events.Event, pos stream.Pos) {
 	h.remember(r, e)
 	if t := e.Target; t != nil {
 		r.replace(t)
+		if t.StateKey != nil {
+			r.LastState = e.Pos
+		}
 	}
 	for user, membership := range e.Moves {
 		h.membership(r, user, membership, e.Pos)
