@@ -11,13 +11,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
-	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
-	"sync"
 	"time"
 
 	log "github.com/sirupsen/logrus"
@@ -43,7 +38,6 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/oauth"
 	"github.com/carillon-chat/carillon/homeserver/oldsync"
 	"github.com/carillon-chat/carillon/homeserver/presence"
-	"github.com/carillon-chat/carillon/homeserver/previews"
 	"github.com/carillon-chat/carillon/homeserver/profiles"
 	"github.com/carillon-chat/carillon/homeserver/push"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
@@ -59,96 +53,6 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/threepids"
 	"github.com/carillon-chat/carillon/homeserver/typing"
 )
-
-// Options is what a server is built of. The zero values are usable but for
-// ServerName, DataDir and Database.
-type Options struct {
-	ServerName matrix.ServerName
-	DataDir    string // signing key and media
-	Database   string // see sqldb.Open
-	Version    string // of the program, shown to other servers
-
-	DefaultRoomVersion string
-	Registration       accounts.Registration
-	Passwords          accounts.PasswordCost
-	MinPassword        int
-	LoginAttempts      float64 // a second, for one account; 0: not limited
-	Admins             []matrix.UserID
-	RateLimits         httpapi.RateLimits
-	TrustedProxies     []netip.Prefix // see httpapi.Options
-	Presence           bool
-
-	ApplicationServices []*accounts.ApplicationService
-	// Transports reaches application services in the same process, by ID.
-	Transports map[string]http.RoundTripper
-
-	Federation   Federation
-	Media        Media
-	Previews     Previews
-	TURN         TURN
-	Support      Support
-	Realtime     Realtime
-	Notices      *notices.Options // nil: no server notices. Server is filled in
-	PolicyServer PolicyServer
-	Contacts     Contacts
-	SignIn       SignIn
-	PublicURL    string // for /.well-known/matrix/client
-	AllUsers     bool   // the user directory finds everybody of this server
-	InsecurePush bool   // push gateways may be plain HTTP
-	// ThreadRules and LegacyMentions add predefined push rules; see push.Options.
-	ThreadRules, LegacyMentions bool
-	Now                         matrix.Now
-}
-
-// Federation says how other servers are reached.
-type Federation struct {
-	Enabled bool
-	// AllowPrivate permits connections to loopback and private addresses.
-	AllowPrivate bool
-	ExtraCAs     []byte // PEM
-	// Allow are the only servers to talk to, "*.example.org" for all below;
-	// empty: all.
-	Allow     []string
-	WellKnown string // host:port for /.well-known/matrix/server
-}
-
-// Media bounds files.
-type Media struct {
-	Dir               string
-	MaxUpload         int64 // bytes
-	MaxRemote         int64 // bytes
-	MaxPixels         int
-	DynamicThumbnails bool
-	OpenDownloads     bool // new files on the deprecated endpoints too, without a token
-
-	// The rest is as in media.Options.
-	TypeLimits     []media.TypeLimit
-	UserBytes      int64
-	UserFiles      int64
-	ServerBytes    int64
-	RemoteBytes    int64
-	RemoteFor      time.Duration
-	LocalFor       time.Duration
-	ThumbnailBytes int64
-	MaxPending     int
-	PendingFor     time.Duration
-	Bucket         *media.Bucket
-	Redirect       bool
-	RedirectFrom   int64
-	AVIF           []string
-}
-
-// Previews says whether pages that people link to are fetched for them.
-type Previews struct {
-	Enabled bool
-	// AllowPrivate permits pages on loopback and private addresses.
-	AllowPrivate bool
-	// AllowNetworks are private networks whose pages are permitted, DenyNetworks those from which none is.
-	AllowNetworks, DenyNetworks []netip.Prefix
-	// Allow are the only hosts, Deny those that are left alone; see previews.Options.
-	Allow, Deny []string
-	Language    string // for clients that name none
-}
 
 // Server is a homeserver.
 type Server struct {
@@ -520,118 +424,4 @@ func (s *Server) build(ctx context.Context) error {
 	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"contacts", contacts.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"guests", r.RunGuests}, run{"receipts", rec.Run},
 		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"previews", pages.Run}, run{"moderation", mod.Run})
 	return acc.CheckStages()
-}
-
-// Handler serves clients, and other servers where they have no listener of
-// their own.
-func (s *Server) Handler() http.Handler { return s.api }
-
-// Listener wraps the listener that Handler is served on, so that clients which
-// wait cost less.
-func (s *Server) Listener(l net.Listener) *httpapi.Listener { return s.api.Listener(l) }
-
-// FederationHandler serves other servers only.
-func (s *Server) FederationHandler() http.Handler {
-	return s.api.Only("/_matrix/federation/", "/_matrix/policy/", "/_matrix/key/", "/.well-known/matrix/server", "/.well-known/matrix/policy_server")
-}
-
-// Accounts is the server's accounts, for the command line and for tests.
-func (s *Server) Accounts() *accounts.Accounts { return s.accounts }
-
-// Rooms is the server's rooms, for tests.
-func (s *Server) Rooms() *rooms.Rooms { return s.rooms }
-
-// DB is the server's database, for tests.
-func (s *Server) DB() *sqldb.DB { return s.db }
-
-// Hub is the server's read model, for tests.
-func (s *Server) Hub() *hub.Hub { return s.hub }
-
-// Run works until ctx ends: the log, and the parts that follow it. Then the
-// requests under way are answered, and what was appended is committed.
-func (s *Server) Run(ctx context.Context) error {
-	logCtx, stopLog := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopLog()
-	var logged sync.WaitGroup
-	logged.Go(func() { s.guard("log", func() error { return s.log.Run(logCtx) }) })
-	var parts sync.WaitGroup
-	for _, r := range s.runs {
-		parts.Go(func() { s.guard(r.name, func() error { return r.fn(ctx) }) })
-	}
-	<-ctx.Done()
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), 8*time.Second)
-	defer cancel()
-	if err := s.api.Drain(drain); err != nil {
-		log.WithError(err).Warn("some requests were still under way at the end")
-	}
-	parts.Wait()
-	stopLog()
-	logged.Wait()
-	return nil
-}
-
-// guard names a part in the log when it fails or panics.
-func (s *Server) guard(name string, fn func() error) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.WithField("part", name).WithField("panic", p).Error("a part of the server failed")
-		}
-	}()
-	if err := fn(); err != nil && !errors.Is(err, context.Canceled) {
-		log.WithError(err).WithField("part", name).Error("a part of the server ended early")
-	}
-}
-
-// Close lets go of the database and of connections.
-func (s *Server) Close() error {
-	if s.client != nil {
-		s.client.Close()
-	}
-	return s.db.Close()
-}
-
-// previews are built also where none are given, so that old ones go.
-func (s *Server) previews(ctx context.Context, files *media.Store) (*previews.Previews, error) {
-	o := &s.opts.Previews
-	guard := fedclient.Guard{}
-	if o.AllowPrivate {
-		guard = fedclient.Everywhere()
-	}
-	guard.Allow, guard.Deny = append(guard.Allow, o.AllowNetworks...), o.DenyNetworks
-	return previews.New(ctx, s.db, files, previews.Options{
-		Server: s.opts.ServerName, Guard: guard, UserAgent: "Carillon/" + s.opts.Version + " (link preview bot)", Now: s.opts.Now,
-		Allow: o.Allow, Deny: o.Deny, Language: o.Language,
-	})
-}
-
-// mediaOptions are the settings of the media store. inUse says that an upload is somebody's avatar.
-func (s *Server) mediaOptions(inUse func(matrix.UserID, string) bool) media.Options {
-	m := &s.opts.Media
-	return media.Options{
-		Server: s.opts.ServerName, Dir: s.mediaDir(), Bucket: m.Bucket, Redirect: m.Redirect, RedirectFrom: m.RedirectFrom,
-		MaxUpload: m.MaxUpload, MaxRemote: m.MaxRemote, MaxPixels: m.MaxPixels, TypeLimits: m.TypeLimits,
-		FixedSizes: !m.DynamicThumbnails, OpenDownloads: m.OpenDownloads,
-		UserBytes: m.UserBytes, UserFiles: m.UserFiles, ServerBytes: m.ServerBytes, RemoteBytes: m.RemoteBytes,
-		RemoteFor: m.RemoteFor, LocalFor: m.LocalFor, ThumbnailBytes: m.ThumbnailBytes,
-		InUse:  func(u matrix.UserID, uri string) bool { return inUse(u, uri) || s.isIcon(uri) },
-		Public: s.isIcon, AVIF: m.AVIF, MaxPending: m.MaxPending, PendingFor: m.PendingFor, Now: s.opts.Now,
-	}
-}
-
-// mediaDir is where files are kept.
-func (s *Server) mediaDir() string {
-	if s.opts.Media.Dir != "" {
-		return s.opts.Media.Dir
-	}
-	return filepath.Join(s.opts.DataDir, "media")
-}
-
-// isIcon says that a picture stands on a button of the sign-in page, which people see who have no token yet.
-func (s *Server) isIcon(uri string) bool {
-	for _, p := range s.opts.SignIn.Providers {
-		if p.Icon == uri {
-			return true
-		}
-	}
-	return false
 }
