@@ -15,7 +15,7 @@ import (
 //
 // Spec: client-server-api#fallback
 func (u *UIA) fallback(c *httpapi.Call) (any, error) {
-	lang := pages.Language(c.R, u.a.opts.Language)
+	lang := pages.Language(c.R.Header.Get("Accept-Language"), u.a.opts.Language)
 	page, err := u.fallbackPage(c, lang)
 	var e *matrix.Error
 	switch {

@@ -1,6 +1,5 @@
 // Package browser is what the pages have in common that people visit to sign in and to look after their account: the
-// frame with its style, Chinese and English, cookies, protected forms, and the headers that keep a page from being
-// framed, cached, or made to load anything.
+// frame, Chinese and English, cookies, and protected forms. Style and headers are those of package pages.
 //
 // It owns no tables. Spec: client-server-api#oauth-20-api and RFC 9700 for what has to be guarded against.
 //
@@ -27,22 +26,15 @@ import (
 	"unicode/utf8"
 
 	log "github.com/sirupsen/logrus"
-	"golang.org/x/text/language"
 
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/pages"
 )
 
 //go:embed frame.html
 var frame string
-
-//go:embed style.css
-var style string
-
-// authDone is the script that the specification prescribes for a completed stage.
-// Spec: client-server-api#fallback
-const authDone = `if (window.onAuthDone) { window.onAuthDone(); } else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }`
 
 // Options are what a site needs to know.
 type Options struct {
@@ -58,8 +50,6 @@ type Site struct {
 	secure  bool // over https
 	limiter *gate.Limiter[string]
 	now     matrix.Now
-	csp     string
-	cspDone string // with the script of a completed stage
 }
 
 // New makes a site.
@@ -71,14 +61,7 @@ func New(o Options) *Site {
 	if o.PerSecond > 0 {
 		s.limiter = gate.NewLimiter[string](o.PerSecond, o.Burst, 50_000, s.now)
 	}
-	s.csp = "default-src 'none'; style-src " + hashSource(style)
-	s.cspDone = s.csp + "; script-src " + hashSource(authDone)
 	return s
-}
-
-func hashSource(text string) string {
-	h := sha256.Sum256([]byte(text))
-	return "'sha256-" + base64.StdEncoding.EncodeToString(h[:]) + "'"
 }
 
 // URL is the address of a path of this server.
@@ -182,8 +165,6 @@ func (v *Visit) Form(name string) string { return v.form.Get(name) }
 // Now is the time by the site's clock.
 func (v *Visit) Now() time.Time { return v.site.now() }
 
-var languages = language.NewMatcher([]language.Tag{language.Chinese, language.English})
-
 const langCookie = "lang"
 
 // language is what the visitor chose, or else what the browser prefers.
@@ -196,27 +177,11 @@ func (v *Visit) language() string {
 		return l
 	}
 	if ui := v.Query("ui_locales"); ui != "" { // of OpenID Connect: what the client is shown in
-		l := preferred(strings.ReplaceAll(ui, " ", ","))
+		l := pages.Language(strings.ReplaceAll(ui, " ", ","), pages.Chinese)
 		v.SetCookie(langCookie, l, 0) // for the pages that follow
 		return l
 	}
-	return preferred(v.R.Header.Get("Accept-Language"))
-}
-
-// preferred picks of the languages that there are, by the form of Accept-Language.
-func preferred(wish string) string {
-	if len(wish) > 500 {
-		return "zh"
-	}
-	tags, _, err := language.ParseAcceptLanguage(wish)
-	if err != nil || len(tags) == 0 {
-		return "zh"
-	}
-	_, i, confidence := languages.Match(tags...)
-	if confidence == language.No || i == 1 {
-		return "en" // people who read neither read English sooner
-	}
-	return "zh"
+	return pages.Language(v.R.Header.Get("Accept-Language"), pages.Chinese)
 }
 
 // T is one of two texts, by the visitor's language.
@@ -333,25 +298,14 @@ func (v *Visit) Show(name string, view View) (any, error) {
 	}
 	q.Set("lang", other)
 	d := shown{view, &frameData{
-		Lang: v.Lang, Token: v.Token(view.Bind), Style: template.CSS(style), Script: authDone, HasDone: view.Done,
+		Lang: v.Lang, Token: v.Token(view.Bind), Style: template.CSS(pages.Style), Script: pages.AuthDone, HasDone: view.Done,
 		Switch: v.R.URL.Path + "?" + q.Encode(), Other: label, Self: self,
 	}}
 	var b strings.Builder
 	if err := t.ExecuteTemplate(&b, "frame", d); err != nil {
 		return nil, fmt.Errorf("page %s: %w", name, err)
 	}
-	h := v.W.Header()
-	csp := v.site.csp
-	if view.Done {
-		csp = v.site.cspDone
-	}
-	h.Set("Content-Security-Policy", csp+"; form-action 'self'"+sources(view.Targets)+"; frame-ancestors 'none'; base-uri 'none'")
-	h.Set("X-Frame-Options", "DENY")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Cache-Control", "no-store")
-	h.Set("Content-Language", v.Lang)
-	h.Set("Content-Type", "text/html; charset=utf-8")
+	pages.SetHeaders(v.W.Header(), v.Lang, view.Done, view.Targets)
 	if view.Status != 0 {
 		v.W.WriteHeader(view.Status)
 	}
@@ -359,31 +313,12 @@ func (v *Visit) Show(name string, view View) (any, error) {
 	return httpapi.Done, nil
 }
 
-// sources are the places to which the answer to a form may redirect, as the policy writes them.
-func sources(targets []string) string {
-	var b strings.Builder
-	for _, t := range targets {
-		u, err := url.Parse(t)
-		if err != nil || u.Scheme == "" || strings.ContainsAny(u.Scheme+u.Host, " ;,'\"*") {
-			continue
-		}
-		switch {
-		case u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.HasPrefix(u.Host, "["):
-			b.WriteString(" " + u.Scheme + ":") // a policy cannot name an IPv6 address
-		default:
-			b.WriteString(" " + u.Scheme + "://" + u.Host)
-		}
-	}
-	return b.String()
-}
-
 // Redirect sends the browser on: with 302, as the specification has it for log-in, or with 303 from a form, after
 // which the browser is to fetch and not to post again.
 func (v *Visit) Redirect(to string) (any, error) {
 	h := v.W.Header()
 	h.Set("Location", to)
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
+	pages.SetPrivate(h)
 	if v.R.Method == http.MethodGet || v.R.Method == http.MethodHead {
 		v.W.WriteHeader(http.StatusFound)
 	} else {

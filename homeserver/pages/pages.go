@@ -1,24 +1,29 @@
 // Package pages writes the few HTML pages that a server shows to people itself: behind links in e-mails and for
-// clients that do not know a stage of interactive authentication. They are in Chinese or English.
+// clients that do not know a stage of interactive authentication. They are in Chinese or English. What all pages of a
+// server share stands here too: style, choice of language, headers. Those that people visit to sign in are of package
+// browser.
 //
 // It owns no tables. Spec: client-server-api#fallback
 //
 // Invariants: everything that comes from outside is escaped; a page loads nothing, is not framed, is not cached, and
-// runs no script but its own; its address, which may hold a secret, is not told to the places it links to.
+// runs no script but that of a completed stage; its address, which may hold a secret, is not told to the places it
+// links to.
 package pages
 
 import (
 	"bytes"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/base64"
 	"html/template"
 	"io"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"golang.org/x/text/language"
 )
 
 // The languages of pages and messages.
@@ -27,43 +32,22 @@ const (
 	English = "en"
 )
 
-// Language picks the language that the reader's browser prefers; otherwise is taken when it names neither.
-func Language(r *http.Request, otherwise string) string {
-	type choice struct {
-		lang    string
-		quality float64
-	}
-	var list []choice
-	for i, part := range strings.Split(r.Header.Get("Accept-Language"), ",") {
-		if i == 20 { // nobody speaks more
-			break
-		}
-		tag, params, _ := strings.Cut(strings.TrimSpace(part), ";")
-		lang, _, _ := strings.Cut(strings.ToLower(strings.TrimSpace(tag)), "-")
-		if lang != Chinese && lang != English {
-			continue
-		}
-		q := 1.0
-		if v, ok := strings.CutPrefix(strings.TrimSpace(params), "q="); ok {
-			var err error
-			if q, err = strconv.ParseFloat(v, 64); err != nil || q <= 0 {
-				continue
-			}
-		}
-		list = append(list, choice{lang, q})
-	}
-	if len(list) == 0 {
+var languages = language.NewMatcher([]language.Tag{language.Chinese, language.English, language.TraditionalChinese})
+
+// Language picks the language of a reader by what the browser prefers, in the form of Accept-Language; otherwise is
+// taken when that says nothing.
+func Language(wish, otherwise string) string {
+	if len(wish) > 500 {
 		return otherwise
 	}
-	return slices.MaxFunc(list, func(a, b choice) int {
-		switch {
-		case a.quality < b.quality:
-			return -1
-		case a.quality > b.quality:
-			return 1
-		}
-		return 0 // the first of several that are equal
-	}).lang
+	tags, _, err := language.ParseAcceptLanguage(wish)
+	if err != nil || len(tags) == 0 {
+		return otherwise
+	}
+	if _, i, confidence := languages.Match(tags...); confidence == language.No || i == 1 {
+		return English // people who read neither read English sooner
+	}
+	return Chinese
 }
 
 // Text is a sentence in both languages.
@@ -113,16 +97,64 @@ type Field struct {
 //go:embed page.html
 var source string
 
-// authDone is the script that the specification prescribes.
+// Style is the style sheet of all pages.
+//
+//go:embed style.css
+var Style string
+
+// AuthDone is the script that the specification prescribes for a completed stage of interactive authentication.
 // Spec: client-server-api#fallback
-const authDone = `if (window.onAuthDone) { window.onAuthDone(); } else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }`
+const AuthDone = `if (window.onAuthDone) { window.onAuthDone(); } else if (window.opener && window.opener.postMessage) { window.opener.postMessage("authDone", "*"); }`
+
+// SetHeaders closes a page of Style: it loads and runs nothing, but AuthDone where done says so, is neither framed nor
+// kept, and sends its forms to this server alone. The answer to one may redirect to targets.
+func SetHeaders(h http.Header, lang string, done bool, targets []string) {
+	csp := "default-src 'none'; style-src " + hashSource(Style)
+	if done {
+		csp += "; script-src " + hashSource(AuthDone)
+	}
+	h.Set("Content-Security-Policy", csp+"; form-action 'self'"+sources(targets)+"; frame-ancestors 'none'; base-uri 'none'")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Content-Language", lang)
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	SetPrivate(h)
+}
+
+// SetPrivate keeps an answer out of caches, and its address from where it leads to.
+func SetPrivate(h http.Header) {
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
+}
+
+func hashSource(text string) string {
+	h := sha256.Sum256([]byte(text))
+	return "'sha256-" + base64.StdEncoding.EncodeToString(h[:]) + "'"
+}
+
+// sources are the places to which the answer to a form may redirect, as the policy writes them.
+func sources(targets []string) string {
+	var b strings.Builder
+	for _, t := range targets {
+		u, err := url.Parse(t)
+		if err != nil || u.Scheme == "" || strings.ContainsAny(u.Scheme+u.Host, " ;,'\"*") {
+			continue
+		}
+		switch {
+		case u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.HasPrefix(u.Host, "["):
+			b.WriteString(" " + u.Scheme + ":") // a policy cannot name an IPv6 address
+		default:
+			b.WriteString(" " + u.Scheme + "://" + u.Host)
+		}
+	}
+	return b.String()
+}
 
 // Write answers a request with the page.
 func (p Page) Write(w http.ResponseWriter) error {
 	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
 	if p.Redirect != "" {
+		SetPrivate(h)
 		h.Set("Location", p.Redirect)
 		w.WriteHeader(http.StatusSeeOther)
 		return nil
@@ -131,27 +163,16 @@ func (p Page) Write(w http.ResponseWriter) error {
 	if err != nil {
 		return err
 	}
-	nonce := matrix.RandomString(22)
 	var b bytes.Buffer
 	err = t.Execute(&b, struct {
 		Page
-		Nonce  string
+		Style  template.CSS
 		Script template.JS
-	}{p, nonce, authDone})
+	}{p, template.CSS(Style), AuthDone})
 	if err != nil {
 		return err
 	}
-	targets := "'self'"
-	for _, o := range p.FormTargets {
-		if u, err := url.Parse(o); err == nil && u.Host != "" && !strings.ContainsAny(o, "; ,'\"") {
-			targets += " " + u.Scheme + "://" + u.Host
-		}
-	}
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'nonce-"+nonce+"'; script-src 'nonce-"+nonce+
-		"'; form-action "+targets+"; frame-ancestors 'none'; base-uri 'none'")
-	h.Set("X-Frame-Options", "DENY")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Type", "text/html; charset=utf-8")
+	SetHeaders(h, p.Lang, p.AuthDone, p.FormTargets)
 	h.Set("Content-Length", strconv.Itoa(b.Len()))
 	if p.Status != 0 {
 		w.WriteHeader(p.Status)

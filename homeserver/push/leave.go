@@ -63,7 +63,7 @@ func (p *Push) ofToken(token string) *pusher {
 func (p *Push) leavePage(c *httpapi.Call) (any, error) {
 	lang := c.Query("lang")
 	if lang != pages.Chinese && lang != pages.English {
-		lang = pages.Language(c.R, pages.Chinese)
+		lang = pages.Language(c.R.Header.Get("Accept-Language"), pages.Chinese)
 	}
 	page := pages.Page{Lang: lang, Title: pages.Text{ZH: "邮件通知", EN: "E-mails of unread messages"}.In(lang)}
 	x := p.ofToken(c.Query("token"))

@@ -101,7 +101,7 @@ func (t *Threepids) request(medium string, p purpose) httpapi.Handler {
 		if c.Caller != nil {
 			d.user = c.Caller.User
 		}
-		d.lang = pages.Language(c.R, t.languageOf(country))
+		d.lang = pages.Language(c.R.Header.Get("Accept-Language"), t.languageOf(country))
 		sid, err := t.ask(c.Ctx(), d)
 		if err != nil {
 			return nil, err

@@ -18,7 +18,7 @@ import (
 func (t *Threepids) validatePage(c *httpapi.Call) (any, error) {
 	lang := c.Query("lang")
 	if lang != pages.Chinese && lang != pages.English {
-		lang = pages.Language(c.R, t.opts.Language)
+		lang = pages.Language(c.R.Header.Get("Accept-Language"), t.opts.Language)
 	}
 	page, err := t.validate(c, lang)
 	var e *matrix.Error
