@@ -33,7 +33,11 @@ func (h *History) getEvent(c *httpapi.Call) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	id := matrix.EventID(c.Var("eventId"))
+	return h.Event(c, room, matrix.EventID(c.Var("eventId")))
+}
+
+// Event answers with an event of a room; M_NOT_FOUND where the caller may not see it or it is not there.
+func (h *History) Event(c *httpapi.Call, room matrix.RoomID, id matrix.EventID) (any, error) {
 	a, err := h.Open(c.Ctx(), c.Caller.User, c.Caller.Device, room)
 	if matrix.IsCode(err, "M_FORBIDDEN") {
 		return nil, matrix.NotFound("there is no event %s that you may see", id)

@@ -1,15 +1,10 @@
 package hstest_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
-	"os"
-	"strconv"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -17,42 +12,8 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
-	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
-
-// processor is the time that this process, and PostgreSQL's for it, have spent.
-func (c *crowd) processor(b *testing.B) time.Duration {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	sum := time.Duration(u.Utime.Nano() + u.Stime.Nano())
-	if os.Getenv("CARILLON_TEST_POSTGRES") == "" {
-		return sum
-	}
-	var pids []int
-	err := c.s.DB().Read(b.Context(), func(tx *sqldb.Tx) (err error) {
-		pids, err = sqldb.Select(tx, func(r *sqldb.Rows) (n int, err error) { err = r.Scan(&n); return n, err },
-			`SELECT pid FROM pg_stat_activity WHERE datname = current_database()`)
-		return err
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, pid := range pids {
-		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // a process may have ended
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 13 {
-			continue
-		}
-		for _, f := range fields[11:13] { // user and kernel, in hundredths of a second
-			n, _ := strconv.Atoi(f)
-			sum += time.Duration(n) * 10 * time.Millisecond
-		}
-	}
-	return sum
-}
 
 // timed runs fn for a benchmark and reports the processor time of a run, and how long
 // the shortest took, without the preparation by before, which may be nil.
@@ -60,13 +21,13 @@ func (c *crowd) timed(b *testing.B, before, fn func()) {
 	b.Helper()
 	var spent time.Duration
 	n, best := 0, time.Hour
-	whole := c.processor(b)
+	whole := sqldbtest.CPU(b, c.s.DB())
 	for b.Loop() {
 		var from time.Duration
 		if before != nil {
 			b.StopTimer()
 			before()
-			from = c.processor(b)
+			from = sqldbtest.CPU(b, c.s.DB())
 			b.StartTimer()
 		}
 		began := time.Now()
@@ -74,13 +35,13 @@ func (c *crowd) timed(b *testing.B, before, fn func()) {
 		best = min(best, time.Since(began))
 		if before != nil {
 			b.StopTimer()
-			spent += c.processor(b) - from
+			spent += sqldbtest.CPU(b, c.s.DB()) - from
 			b.StartTimer()
 		}
 		n++
 	}
 	if before == nil {
-		spent = c.processor(b) - whole
+		spent = sqldbtest.CPU(b, c.s.DB()) - whole
 	}
 	b.ReportMetric(float64(spent.Microseconds())/float64(n)/1000, "cpu-ms/op")
 	b.ReportMetric(float64(best.Microseconds())/1000, "best-ms")
@@ -176,7 +137,7 @@ func BenchmarkHistory(b *testing.B) {
 	}
 	c.settle(b)
 	total := 0
-	start := c.processor(b)
+	start := sqldbtest.CPU(b, c.s.DB())
 	for b.Loop() {
 		from, n := "", 0
 		for {
@@ -193,5 +154,5 @@ func BenchmarkHistory(b *testing.B) {
 		}
 		total += n
 	}
-	b.ReportMetric(float64(total)/(c.processor(b)-start).Seconds(), "events/cpu-s")
+	b.ReportMetric(float64(total)/(sqldbtest.CPU(b, c.s.DB())-start).Seconds(), "events/cpu-s")
 }

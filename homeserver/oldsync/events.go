@@ -247,38 +247,12 @@ func encode(list []entry, start, end stream.Pos) []byte {
 // getEvent finds an event whose room the client does not know.
 func (s *OldSync) getEvent(c *httpapi.Call) (any, error) {
 	id := matrix.EventID(c.Var("eventId"))
-	missing := matrix.NotFound("there is no event %s that you may see", id)
 	known, err := s.Events.ByID(c.Ctx(), id)
 	if err != nil {
 		return nil, err
 	}
 	if known == nil {
-		return nil, missing
+		return nil, matrix.NotFound("there is no event %s that you may see", id)
 	}
-	a, err := s.History.Open(c.Ctx(), c.Caller.User, c.Caller.Device, known.Room)
-	if matrix.IsCode(err, "M_FORBIDDEN") {
-		return nil, missing
-	} else if err != nil {
-		return nil, err
-	}
-	var out []byte
-	err = s.DB.Read(c.Ctx(), func(tx *sqldb.Tx) error {
-		r, err := s.History.Reader(tx, a, nil)
-		if err != nil {
-			return err
-		}
-		e, err := r.Find(tx, id)
-		if err != nil {
-			return err
-		}
-		if err := r.Complete(c.Ctx(), tx, []*events.Event{e}); err != nil {
-			return err
-		}
-		out = r.Append(nil, e)
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("reading event: %w", err)
-	}
-	return httpapi.Raw(out), nil
+	return s.History.Event(c, known.Room, id)
 }

@@ -1,14 +1,11 @@
 package search_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"strconv"
-	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -110,14 +107,14 @@ func BenchmarkSearchMillion(b *testing.B) {
 				}
 			}
 			count, times, best := 0, 0, time.Hour
-			spent := w.cpuTime(b)
+			spent := sqldbtest.CPU(b, w.DB)
 			for b.Loop() {
 				began := time.Now()
 				count = w.search(user, term, more, batch).Count
 				best = min(best, time.Since(began))
 				times++
 			}
-			spent = w.cpuTime(b) - spent
+			spent = sqldbtest.CPU(b, w.DB) - spent
 			b.ReportMetric(float64(count), "hits")
 			b.ReportMetric(float64(spent.Microseconds())/float64(times)/1000, "cpu-ms/op")
 			b.ReportMetric(float64(best.Microseconds())/1000, "best-ms")
@@ -142,38 +139,4 @@ func BenchmarkSearchMillion(b *testing.B) {
 	run("frequent/last-page", bob, "我们", recent+`,"filter":{"limit":50}`, true)
 	run("frequent/one-room", bob, "我们", recent+fmt.Sprintf(`,"filter":{"rooms":[%q]}`, list[0]), false)
 	run("frequent/few-rooms", carol, "我们", recent, false)
-}
-
-// cpuTime is the processor time of this process, and of PostgreSQL's for it.
-func (w *world) cpuTime(b *testing.B) time.Duration {
-	b.Helper()
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
-	}
-	sum := time.Duration(u.Utime.Nano() + u.Stime.Nano())
-	if os.Getenv("CARILLON_TEST_POSTGRES") == "" {
-		return sum
-	}
-	var pids []int
-	err := w.DB.Read(w.Ctx, func(tx *sqldb.Tx) (err error) {
-		pids, err = sqldb.Select(tx, func(r *sqldb.Rows) (n int, err error) { err = r.Scan(&n); return n, err },
-			`SELECT pid FROM pg_stat_activity WHERE datname = current_database()`)
-		return err
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	for _, pid := range pids {
-		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)) // a process may have ended
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 13 {
-			continue
-		}
-		for _, f := range fields[11:13] { // user and kernel, in hundredths of a second
-			n, _ := strconv.Atoi(f)
-			sum += time.Duration(n) * 10 * time.Millisecond
-		}
-	}
-	return sum
 }
