@@ -132,7 +132,7 @@ func overlayPerson(cur, file *Person, skip fields) *Person {
 	if cur == nil {
 		return n
 	}
-	n.Localpart = cur.Localpart
+	n.Localpart, n.Site = cur.Localpart, cur.Site
 	keep := func(c col, f func()) {
 		if skip.has(c) {
 			f()
@@ -257,7 +257,9 @@ func (v *view) tree(cur *Tree, version int64) *Tree {
 	for id := range v.units {
 		delete(removed, id)
 	}
-	return newTree(version, slices.Collect(maps.Values(v.units)), slices.Collect(maps.Values(v.people)), removed)
+	t := newTree(version, slices.Collect(maps.Values(v.units)), slices.Collect(maps.Values(v.people)), removed)
+	t.Epoch = cur.Epoch
+	return t
 }
 
 // byOrder sorts units as they are shown.

@@ -82,7 +82,11 @@ type Person struct {
 	// Localpart is the log-in name, fixed for life.
 	Localpart string `json:"localpart,omitempty"`
 	// Posts has the main post first. Those of people who left are the last held.
-	Posts   []Post `json:"posts,omitempty"`
+	Posts []Post `json:"posts,omitempty"`
+	// Site is the site whose homeserver holds the person's account: that of the main post when the person was
+	// first known. It stays when the person moves, as an account cannot, unless an import says otherwise (see
+	// PlanOptions.MoveAccounts). Empty where there are no sites.
+	Site    string `json:"site,omitempty"`
 	Manager string `json:"manager,omitempty"` // line manager's ID
 	Hired   string `json:"hired,omitempty"`   // 2006-01-02
 	Left    string `json:"left,omitempty"`    // 2006-01-02; gone from this day on

@@ -76,6 +76,9 @@ type PlanOptions struct {
 	// MaxLeaveShare is the share of people who may leave (and of units that may be
 	// removed) in one plan, 0.1 if zero. Up to five always may.
 	MaxLeaveShare float64
+	// MoveAccounts gives people of the file, whose main post is at another site than their account, an account
+	// there. The old account is closed and its messages stay where they are.
+	MoveAccounts bool
 }
 
 const (
@@ -104,6 +107,8 @@ func (p *Plan) Next() *Tree { return p.next }
 type planner struct {
 	rule     LoginRule
 	reserved []string
+	head     string          // the head office's name, "" where there are no sites
+	sites    map[string]bool // names of all sites
 	now      func() time.Time
 }
 
@@ -119,6 +124,7 @@ func (pl planner) plan(cur *Tree, imp *Import, opts PlanOptions) (*Plan, Problem
 	}
 	p := &Plan{Base: cur.Version, cur: cur, view: v}
 	pl.nameLogins(cur, imp, v)
+	pl.placePeople(imp, v, opts.MoveAccounts)
 	p.diffUnits()
 	p.diffPeople()
 	if problems := p.guard(opts); len(problems) > 0 {
@@ -142,6 +148,23 @@ func (pl planner) nameLogins(cur *Tree, imp *Import, v *view) {
 		if p := v.people[row.ID]; cur.Person(p.ID) == nil && !named[p.ID] {
 			named[p.ID] = true
 			p.Localpart = names.give(p)
+		}
+	}
+}
+
+// placePeople decides at which site people have their accounts: new ones where their main post is.
+func (pl planner) placePeople(imp *Import, v *view, move bool) {
+	if pl.head == "" {
+		return
+	}
+	for _, row := range imp.People {
+		p := v.people[row.ID]
+		if p.Site != "" && (!move || p.Status == StatusLeft) {
+			continue
+		}
+		p.Site = pl.head
+		if u := v.units[p.MainPost().Unit]; u != nil && pl.sites[u.Site] {
+			p.Site = u.Site
 		}
 	}
 }
@@ -298,6 +321,7 @@ func personFields(old, n *Person) []FieldChange {
 	d.text("left", old.Left, n.Left)
 	d.text("status", string(old.Status), string(n.Status))
 	d.flag("admin", old.Admin, n.Admin)
+	d.text("site", old.Site, n.Site)
 	return d
 }
 

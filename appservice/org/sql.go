@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	qVersion      = `SELECT version FROM as_org_version`
+	qVersion      = `SELECT epoch, version FROM as_org_version`
 	qRaiseVersion = `UPDATE as_org_version SET version = $1, changed_at = $2 WHERE version = $3`
 
 	qUnits = `SELECT id, parent_id, name, code, position, site, own_site, managers, no_room, contain_sub, removed_at
@@ -21,13 +21,13 @@ const (
 		no_room = excluded.no_room, contain_sub = excluded.contain_sub, removed_at = 0`
 	qRemoveUnit = `UPDATE as_units SET removed_at = $2 WHERE id = $1`
 
-	qPeople    = `SELECT id, localpart, name, mobile, email, manager, hired, left_on, status, admin FROM as_people`
+	qPeople    = `SELECT id, localpart, name, mobile, email, manager, hired, left_on, status, admin, site FROM as_people`
 	qPutPerson = `INSERT INTO as_people
-		(id, localpart, name, mobile, email, manager, hired, left_on, status, admin, created_at, changed_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11)
+		(id, localpart, name, mobile, email, manager, hired, left_on, status, admin, created_at, changed_at, site)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
 		ON CONFLICT (id) DO UPDATE SET name = excluded.name, mobile = excluded.mobile, email = excluded.email,
 		manager = excluded.manager, hired = excluded.hired, left_on = excluded.left_on, status = excluded.status,
-		admin = excluded.admin, changed_at = excluded.changed_at`
+		admin = excluded.admin, changed_at = excluded.changed_at, site = excluded.site`
 
 	qPosts       = `SELECT person_id, unit_id, title, main, leader, position FROM as_posts ORDER BY person_id, place`
 	qDeletePosts = `DELETE FROM as_posts WHERE person_id = $1`
@@ -52,7 +52,7 @@ func putUnit(tx *sqldb.Tx, u *Unit, now int64) error {
 
 func putPerson(tx *sqldb.Tx, p *Person, fresh bool, now int64) error {
 	_, err := tx.Exec(qPutPerson, p.ID, p.Localpart, p.Name, p.Mobile, p.Email, p.Manager, p.Hired, p.Left,
-		string(p.Status), p.Admin, now)
+		string(p.Status), p.Admin, now, p.Site)
 	if err != nil {
 		return err
 	}
@@ -92,7 +92,7 @@ func scanUnit(rows *sqldb.Rows) (*unitRow, error) {
 
 func scanPerson(rows *sqldb.Rows) (*Person, error) {
 	var p Person
-	err := rows.Scan(&p.ID, &p.Localpart, &p.Name, &p.Mobile, &p.Email, &p.Manager, &p.Hired, &p.Left, &p.Status, &p.Admin)
+	err := rows.Scan(&p.ID, &p.Localpart, &p.Name, &p.Mobile, &p.Email, &p.Manager, &p.Hired, &p.Left, &p.Status, &p.Admin, &p.Site)
 	return &p, err
 }
 
@@ -122,8 +122,8 @@ func scanEntry(rows *sqldb.Rows) (Entry, error) {
 
 // loadTree reads the whole organisation.
 func loadTree(tx *sqldb.Tx) (*Tree, error) {
-	var version int64
-	if err := tx.QueryRow(qVersion).Scan(&version); err != nil {
+	var epoch, version int64
+	if err := tx.QueryRow(qVersion).Scan(&epoch, &version); err != nil {
 		return nil, err
 	}
 	units, err := sqldb.Select(tx, scanUnit, qUnits)
@@ -156,5 +156,7 @@ func loadTree(tx *sqldb.Tx) (*Tree, error) {
 			current = append(current, &u.Unit)
 		}
 	}
-	return newTree(version, current, people, removed), nil
+	tree := newTree(version, current, people, removed)
+	tree.Epoch = epoch
+	return tree, nil
 }

@@ -44,6 +44,16 @@ func WithReserved(localparts ...string) Option {
 	return func(s *Store) { s.planner.reserved = append(s.planner.reserved, localparts...) }
 }
 
+// WithSites names the head office and all sites of the company, which have a homeserver each.
+func WithSites(head string, all ...string) Option {
+	return func(s *Store) {
+		s.planner.head, s.planner.sites = head, map[string]bool{}
+		for _, name := range all {
+			s.planner.sites[name] = true
+		}
+	}
+}
+
 // WithNow sets the clock; days begin at midnight of its time zone. Without it, or
 // with nil, it is the machine's.
 func WithNow(now matrix.Now) Option {

@@ -12,6 +12,9 @@ import (
 type Tree struct {
 	// Version counts the applied plans; 0 is the empty organisation.
 	Version int64
+	// Epoch counts how often the versions began anew: see Store.RaiseEpoch. Of two trees, the one of the higher
+	// epoch is later, then the one of the higher version.
+	Epoch int64
 
 	units      []*Unit // parents first, by order
 	people     []*Person
