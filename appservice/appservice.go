@@ -30,6 +30,7 @@ import (
 	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/appservice/org"
 	"github.com/carillon-chat/carillon/appservice/readlist"
+	"github.com/carillon-chat/carillon/appservice/sites"
 	"github.com/carillon-chat/carillon/bridges/bridge"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -69,6 +70,9 @@ type Options struct {
 	PrivateReceipts bool    // count private receipts in read lists
 	PasswordsDir    string  // folder of first passwords' files; "" makes accounts without a password
 
+	// Sites are the company's sites; Own and List are enough. Zero for a company of one site.
+	Sites sites.Options
+
 	Ding DingOptions
 	// RateLimits bounds calls of /_carillon/v1; zero for none.
 	RateLimits     httpapi.RateLimits
@@ -96,6 +100,7 @@ type Service struct {
 
 	mx     *mxclient.Client
 	store  *org.Store
+	sites  *sites.Sites
 	rooms  *derive.Reconciler
 	lists  *readlist.Lists
 	dings  *ding.Dings
@@ -154,8 +159,14 @@ func (s *Service) build(ctx context.Context) (err error) {
 	if o.LoginRule != "" {
 		storeOptions = append(storeOptions, org.WithLoginRule(org.LoginRule(o.LoginRule)))
 	}
+	storeOptions = append(storeOptions, o.Sites.StoreOptions()...)
 	if s.store, err = org.NewStore(ctx, s.db, storeOptions...); err != nil {
 		return err
+	}
+	so := o.Sites
+	so.Changed, so.IsAdmin, so.Now = func() { s.jobs.submit(false) }, s.isAdmin, o.Now
+	if s.sites, err = sites.New(ctx, s.db, s.mx, s.store, so); err != nil {
+		return fmt.Errorf("sites: %w", err)
 	}
 	admins := make([]id.UserID, len(o.Admins))
 	for i, a := range o.Admins {
@@ -249,6 +260,9 @@ func (s *Service) Operator() http.Handler { return s.operatorAPI }
 // Org is the organisation.
 func (s *Service) Org() *org.Store { return s.store }
 
+// Sites are the company's sites.
+func (s *Service) Sites() *sites.Sites { return s.sites }
+
 // Rooms is what follows the organisation.
 func (s *Service) Rooms() *derive.Reconciler { return s.rooms }
 
@@ -283,6 +297,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	start("rooms", func(ctx context.Context) error { s.runJobs(ctx); return nil })
 	start("outbox", s.outbox.Run)
+	start("sites", s.sites.Run)
 	start("read lists", s.lists.Run)
 	start("DINGs", s.dings.Run)
 	<-ctx.Done()

@@ -139,6 +139,9 @@ func (s *Service) take(ctx context.Context, t *transaction) error {
 		events = append(events, ev)
 	}
 	for _, ev := range events {
+		if err := s.sites.Event(ctx, ev); err != nil {
+			return fmt.Errorf("sites: %w", err)
+		}
 		if err := s.rooms.OnMember(ctx, ev); err != nil {
 			return err
 		}
