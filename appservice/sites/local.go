@@ -46,12 +46,19 @@ func (s *Sites) handle(ctx context.Context, from Site, kind string, body json.Ra
 			return Refuse(errors.New("nothing handles messages of this kind"))
 		}
 	}
+	hctx, after := withAfter(ctx)
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
-		if err := h(ctx, tx, from, body); err != nil {
+		*after = nil
+		if err := h(hctx, tx, from, body); err != nil {
 			return err
 		}
 		return done(tx)
 	})
+	if err == nil {
+		for _, f := range *after {
+			f()
+		}
+	}
 	var refused refusal
 	if errors.As(err, &refused) {
 		log.WithFields(log.Fields{"site": from.Name, "kind": kind}).WithError(err).Warn("a message of a site is refused")
