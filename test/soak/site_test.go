@@ -1,19 +1,17 @@
 package soak_test
 
 import (
+	"bytes"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -29,11 +27,31 @@ func program(t *testing.T) string {
 		return bin
 	}
 	bin := filepath.Join(t.TempDir(), "carillon")
-	if out, err := exec.Command("go", "build", "-tags", "goolm", "-o", bin, "github.com/carillon-chat/carillon/cmd/carillon").CombinedOutput(); err != nil {
+	build := exec.Command("go", "build", "-tags", "goolm,nodynamic", "-o", bin, "github.com/carillon-chat/carillon/cmd/carillon")
+	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
 	return bin
 }
+
+// serviceToken is the application service of the tests, through which most people act.
+const serviceToken = "soak-service-token"
+
+const registration = `id: soak
+url: null
+as_token: ` + serviceToken + `
+hs_token: soak-homeserver-token
+sender_localpart: soakbot
+rate_limited: false
+namespaces: {users: [{exclusive: true, regex: "@p[0-9]+:.*"}], aliases: [], rooms: []}
+`
+
+// Ports of each address. They are below those that the kernel gives to whoever asks for any.
+const (
+	federationPort = "8448" // the door
+	behindPort     = "8449" // what is behind it
+	clientPort     = "8008"
+)
 
 // site is a homeserver in a process of its own, on a loopback address of its own.
 type site struct {
@@ -45,34 +63,28 @@ type site struct {
 	bin    string
 	config string
 	db     string
-	door   *door
+	kind   string // of database
+
+	harm sync.Mutex // held by whoever kills or freezes it
 
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	done chan struct{}
+	used time.Duration // processor time of earlier processes
+	peak int64         // largest resident memory, bytes
+	last int64         // resident memory when it was last looked at, bytes
+	slow time.Duration // longest start
 }
 
-// freePort is a port that is free on an address.
-func freePort(t *testing.T, ip string) string {
+// newSite configures site n on an address of net, such as 127.20.30.
+func newSite(t *testing.T, n int, prefix, bin string, ca *httpapitest.Authority, wires *network) *site {
 	t.Helper()
-	l, err := net.Listen("tcp", ip+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-}
-
-func newSite(t *testing.T, n int, bin string, ca *httpapitest.Authority) *site {
-	t.Helper()
-	ip := fmt.Sprintf("127.0.%d.%d", 10+n/200, 1+n%200)
-	s := &site{t: t, n: n, dir: t.TempDir(), bin: bin, name: ip + ":" + freePort(t, ip)}
-	client, federation := ip+":"+freePort(t, ip), ip+":"+freePort(t, ip)
-	s.url = "http://" + client
-	s.door = newDoor(t, s.name, federation)
+	ip := fmt.Sprintf("%s.%d", prefix, n+1)
+	s := &site{t: t, n: n, dir: t.TempDir(), bin: bin, name: ip + ":" + federationPort, url: "http://" + ip + ":" + clientPort, kind: "SQLite"}
+	wires.door(t, n, s.name, ip+":"+behindPort)
 	s.db = filepath.Join(s.dir, "homeserver.db")
-	if os.Getenv("CARILLON_TEST_POSTGRES") != "" {
-		s.db = sqldbtest.DSN(t)
+	if os.Getenv("CARILLON_TEST_POSTGRES") != "" && n%2 == 1 {
+		s.db, s.kind = sqldbtest.DSN(t), "PostgreSQL"
 	}
 	cert := ca.Certificate(ip)
 	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
@@ -95,16 +107,15 @@ data_dir: %s
 listen: %s
 homeserver:
   database: %q
+  admins: ["@p0:%s"]
+  appservices: [%q]
   presence: false
-  passwords: {memory: 64KiB, time: 1}
   rate_limits: {enabled: false}
-  registration: {enabled: true, open: true}
   federation: {listen: %q, tls_cert: %s, tls_key: %s, ca_file: %s, allow_private_networks: true}
 log: {level: warn}
-`, s.name, s.dir, client, s.db, federation, write("cert.pem", "CERTIFICATE", cert.Certificate[0]), write("key.pem", "PRIVATE KEY", key), writeRaw("ca.pem", ca.PEM))
-	if err := os.WriteFile(s.config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
+`, s.name, s.dir, ip+":"+clientPort, s.db, s.name, writeRaw("soak.yaml", []byte(registration)), ip+":"+behindPort,
+		write("cert.pem", "CERTIFICATE", cert.Certificate[0]), write("key.pem", "PRIVATE KEY", key), writeRaw("ca.pem", ca.PEM))
+	writeRaw("carillon.yaml", []byte(text))
 	t.Cleanup(s.kill)
 	return s
 }
@@ -115,6 +126,7 @@ func (s *site) start() error {
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	cmd, done := exec.Command(s.bin, "homeserver", "-c", s.config), make(chan struct{})
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
@@ -124,106 +136,97 @@ func (s *site) start() error {
 	s.mu.Lock()
 	s.cmd, s.done = cmd, done
 	s.mu.Unlock()
-	for range 600 {
+	for time.Since(began) < 2*time.Minute {
 		select {
 		case <-done:
 			return fmt.Errorf("site %d ended: %s", s.n, s.tail())
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(30 * time.Millisecond):
 		}
-		resp, err := http.Get(s.url + "/_matrix/client/versions")
+		resp, err := client.Get(s.url + "/_matrix/client/versions")
 		if err == nil {
 			resp.Body.Close()
-			return nil
+			if resp.StatusCode == http.StatusOK {
+				s.mu.Lock()
+				s.slow = max(s.slow, time.Since(began))
+				s.mu.Unlock()
+				return nil
+			}
 		}
 	}
 	return fmt.Errorf("site %d does not answer: %s", s.n, s.tail())
 }
 
+// tail is the end of its log.
 func (s *site) tail() []byte {
 	b, _ := os.ReadFile(filepath.Join(s.dir, "log"))
 	return b[max(0, len(b)-2000):]
 }
 
-// kill ends the process as a power cut would.
-func (s *site) kill() { s.signal(syscall.SIGKILL, true) }
-
-func (s *site) signal(sig os.Signal, wait bool) {
+func (s *site) pid() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cmd == nil {
-		return
+		return 0
 	}
+	return s.cmd.Process.Pid
+}
+
+// kill ends the process as a power cut would.
+func (s *site) kill() { s.end(syscall.SIGKILL) }
+
+// end sends a signal and waits until the process is gone; it gives the time that this took.
+func (s *site) end(sig os.Signal) time.Duration {
+	began := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return 0
+	}
+	s.used += s.look()
 	_ = s.cmd.Process.Signal(sig)
-	if wait {
-		<-s.done
-		s.cmd = nil
+	<-s.done
+	s.cmd = nil
+	return time.Since(began)
+}
+
+func (s *site) signal(sig os.Signal) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd != nil {
+		_ = s.cmd.Process.Signal(sig)
 	}
 }
 
-// door is where the federation port of a site is reached; it can be shut.
-type door struct {
-	to   string
-	shut atomic.Bool
-	mu   sync.Mutex
-	open map[net.Conn]bool
-}
-
-func newDoor(t *testing.T, addr, to string) *door {
-	t.Helper()
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
+// look reads what the process has used; s.mu is held.
+func (s *site) look() (processor time.Duration) {
+	if s.cmd == nil {
+		return 0
 	}
-	d := &door{to: to, open: map[net.Conn]bool{}}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			c, err := l.Accept()
-			if errors.Is(err, net.ErrClosed) {
-				return
-			}
-			if err == nil {
-				go d.pass(c)
+	dir := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
+	if b, err := os.ReadFile(dir + "stat"); err == nil {
+		// Fields 14 and 15 are ticks of a hundredth second in user and kernel mode; the name in field 2 may hold spaces.
+		if fields := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]); len(fields) > 12 {
+			user, _ := strconv.ParseInt(string(fields[11]), 10, 64)
+			kernel, _ := strconv.ParseInt(string(fields[12]), 10, 64)
+			processor = time.Duration(user+kernel) * 10 * time.Millisecond
+		}
+	}
+	if b, err := os.ReadFile(dir + "status"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+				kb, _ := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+				s.last = kb << 10
+				s.peak = max(s.peak, s.last)
 			}
 		}
-	}()
-	return d
+	}
+	return processor
 }
 
-func (d *door) pass(in net.Conn) {
-	defer in.Close()
-	if d.shut.Load() {
-		return
-	}
-	out, err := net.DialTimeout("tcp", d.to, time.Second)
-	if err != nil {
-		return
-	}
-	defer out.Close()
-	d.mu.Lock()
-	d.open[in], d.open[out] = true, true
-	d.mu.Unlock()
-	defer func() {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		delete(d.open, in)
-		delete(d.open, out)
-	}()
-	done := make(chan struct{}, 2)
-	copyTo := func(dst, src net.Conn) { _, _ = io.Copy(dst, src); done <- struct{}{} }
-	go copyTo(in, out)
-	go copyTo(out, in)
-	<-done
+// usage is the processor time so far, and the memory now and at most, in bytes.
+func (s *site) usage() (processor time.Duration, now, peak int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	processor = s.used + s.look()
+	return processor, s.last, s.peak
 }
-
-// close shuts the door and cuts what goes through it.
-func (d *door) close() {
-	d.shut.Store(true)
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for c := range d.open {
-		c.Close()
-	}
-}
-
-func (d *door) reopen() { d.shut.Store(false) }
