@@ -250,6 +250,7 @@ func appserviceOptions(cfg *config.Config, reg *appservice.Registration, db *sql
 			ConfirmWords: a.DING.Confirm,
 		},
 	}
+	opts.Sites = siteOptions(&a.Sites)
 	if l := cfg.Homeserver.RateLimits; l.Enabled {
 		opts.RateLimits = httpapi.RateLimits{PerSecond: l.PerSecond, Burst: l.Burst}
 	}
