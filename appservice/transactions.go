@@ -64,7 +64,7 @@ func bearer(r *http.Request) string {
 	return r.URL.Query().Get("access_token")
 }
 
-// transaction is what the homeserver sends. Typing and presence among the ephemeral events are passed over.
+// transaction is what the homeserver sends. Presence among the ephemeral events is passed over.
 type transaction struct {
 	Events    []json.RawMessage `json:"events"`
 	Ephemeral []json.RawMessage `json:"ephemeral"`
@@ -154,6 +154,7 @@ func (s *Service) take(ctx context.Context, t *transaction) error {
 			return fmt.Errorf("DINGs: %w", err)
 		}
 	}
+	s.typing(t)
 	receipts := s.receipts(t)
 	if len(receipts) == 0 {
 		return nil
@@ -167,14 +168,34 @@ func (s *Service) take(ctx context.Context, t *transaction) error {
 // identifier says whether a string can be one: nothing else may stop a transaction, which would come again for ever.
 func identifier(s string) bool { return s != "" && len(s) <= 255 && !strings.ContainsRune(s, 0) }
 
+// typing hands over who types: it is how the bots of other sites are heard of.
+func (s *Service) typing(t *transaction) {
+	if !s.sites.Many() {
+		return
+	}
+	for _, raw := range t.ephemeral() {
+		var e ephemeral
+		var c struct {
+			Users []id.UserID `json:"user_ids"`
+		}
+		if json.Unmarshal(raw, &e) == nil && e.Type == "m.typing" && json.Unmarshal(e.Content, &c) == nil {
+			s.sites.Typing(id.RoomID(e.Room), c.Users)
+		}
+	}
+}
+
+// ephemeral are the ephemeral events; homeservers that send both keys send the same under both.
+func (t *transaction) ephemeral() []json.RawMessage {
+	if len(t.Ephemeral) > 0 {
+		return t.Ephemeral
+	}
+	return t.OldKey
+}
+
 // receipts are those of a transaction. Private ones are dropped here unless the company counts them.
 func (s *Service) receipts(t *transaction) []mxclient.Receipt {
-	list := t.Ephemeral
-	if len(list) == 0 { // homeservers that send both keys send the same under both
-		list = t.OldKey
-	}
 	var out []mxclient.Receipt
-	for _, raw := range list {
+	for _, raw := range t.ephemeral() {
 		var e ephemeral
 		if json.Unmarshal(raw, &e) != nil || e.Type != "m.receipt" || !identifier(e.Room) {
 			continue // none that anybody could have meant

@@ -305,7 +305,7 @@ func (s *Sites) Lag(site Site) Lag {
 func (s *Sites) Event(context.Context, *mxclient.Event) error { return nil }
 
 // Typing takes who types in a room: the bots of the other sites say by it that they are there.
-func (s *Sites) Typing(room string, users []string) {}
+func (s *Sites) Typing(id.RoomID, []id.UserID) {}
 
 // Run speaks with the other sites until ctx ends.
 func (s *Sites) Run(ctx context.Context) error {
