@@ -46,6 +46,11 @@ func (postgresTerms) put(tx *sqldb.Tx, doc int64, terms, scope []string) error {
 		b.WriteString(strconv.Itoa(i + 1))
 		b.WriteByte(' ')
 	}
+	for _, t := range heads(terms) {
+		b.WriteString("'=")
+		b.WriteString(t)
+		b.WriteString("' ")
+	}
 	for _, t := range scope { // words have no such character
 		b.WriteString("'_")
 		b.WriteString(t)
@@ -101,6 +106,10 @@ func tsquery(q wanted) string {
 	for i, c := range q.clauses {
 		if i > 0 {
 			b.WriteString(" & ")
+		}
+		if head, ok := c.head(); ok {
+			join(&b, []string{"=" + head}, "", "'")
+			continue
 		}
 		b.WriteByte('(')
 		join(&b, c.terms, " <-> ", "'")

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	qPutSQLite    = `INSERT OR REPLACE INTO search_terms (rowid, body, scope) VALUES ($1, $2, $3)`
+	qPutSQLite    = `INSERT OR REPLACE INTO search_terms (rowid, body, heads, scope) VALUES ($1, $2, $3, $4)`
 	qRemoveSQLite = `DELETE FROM search_terms WHERE rowid = $1`
 	qFindSQLite   = `SELECT ` + hitColumns + ` FROM search_terms t JOIN search_docs d ON d.doc = t.rowid
 WHERE t.search_terms MATCH $1 AND t.rowid < $2 ORDER BY t.rowid DESC LIMIT $3`
@@ -17,7 +17,7 @@ WHERE t.search_terms MATCH $1 AND t.rowid < $2 ORDER BY t.rowid DESC LIMIT $3`
 type sqliteTerms struct{}
 
 func (sqliteTerms) put(tx *sqldb.Tx, doc int64, terms, scope []string) error {
-	_, err := tx.Exec(qPutSQLite, doc, strings.Join(terms, " "), strings.Join(scope, " "))
+	_, err := tx.Exec(qPutSQLite, doc, strings.Join(terms, " "), strings.Join(heads(terms), " "), strings.Join(scope, " "))
 	return err
 }
 
@@ -31,6 +31,11 @@ func (sqliteTerms) find(tx *sqldb.Tx, q wanted, before int64, limit int) ([]hit,
 	for i, c := range q.clauses {
 		if i > 0 {
 			b.WriteString(" AND ")
+		}
+		if head, ok := c.head(); ok {
+			b.WriteString(`{heads} : `)
+			join(&b, []string{head}, "", `"`)
+			continue
 		}
 		b.WriteString(`{body} : `)
 		join(&b, c.terms, " + ", `"`)

@@ -19,8 +19,10 @@ const (
 	// many terms of one of them.
 	maxClauses = 32
 	maxPhrase  = 64
-	// prefixFrom is the length from which a word also finds those that begin with it.
+	// prefixFrom is the length from which a word also finds those that begin with it,
+	// and prefixTo the length up to which such beginnings are in the index themselves.
 	prefixFrom = 3
+	prefixTo   = 10
 )
 
 // script says how a run of characters is cut into terms.
@@ -163,11 +165,54 @@ func Terms(text string) []string {
 	return list[:min(len(list), maxTerms)]
 }
 
+// heads are the beginnings by which terms are found, each once: of a word those of
+// prefixFrom to prefixTo characters, of a pair of neighbours the first one. In the
+// index like terms, they are read from the newest document on; the database would
+// merge the lists of all terms with such a beginning before it knew the first.
+func heads(terms []string) []string {
+	var list []string
+	seen := map[string]bool{}
+	add := func(s string) {
+		if !seen[s] {
+			seen[s] = true
+			list = append(list, s)
+		}
+	}
+	for _, t := range terms {
+		first, n := utf8.DecodeRuneInString(t)
+		if scriptOf(first, none) == dense {
+			add(t[:n])
+			continue
+		}
+		n = 0
+		for i := range t {
+			if n >= prefixFrom {
+				add(t[:i])
+			}
+			if n++; n > prefixTo {
+				break
+			}
+		}
+		if n >= prefixFrom && n <= prefixTo {
+			add(t)
+		}
+	}
+	return list
+}
+
 // clause is what one word of a search asks for: terms that stand one after
 // another, the last of them as the beginning of a term where prefix is set.
 type clause struct {
 	terms  []string
 	prefix bool
+}
+
+// head is the beginning that the index has for the clause, if it has it.
+func (c clause) head() (string, bool) {
+	if !c.prefix || utf8.RuneCountInString(c.terms[0]) > prefixTo {
+		return "", false
+	}
+	return c.terms[0], true
 }
 
 // matches reports whether a folded word is found by the clause.
