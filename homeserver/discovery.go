@@ -93,6 +93,9 @@ func (s *Server) getCapabilities(c *httpapi.Call) (any, error) {
 	for _, v := range rooms.Versions() {
 		available[v] = "stable"
 	}
+	for _, v := range rooms.UnstableVersions() {
+		available[v] = "unstable"
+	}
 	capabilities := map[string]any{
 		"org.matrix.msc4140.delayed_events": s.delayed.Capability(),
 		"m.room_versions":                   map[string]any{"default": s.rooms.DefaultVersion(), "available": available},

@@ -53,7 +53,7 @@ type Proto struct {
 //
 // Spec: server-server-api#signing-events, rooms/v3#event-ids
 func Build(p Proto, by Signer) (*Event, error) {
-	v, err := gomatrixserverlib.GetRoomVersion(p.Version)
+	v, err := RoomVersion(p.Version)
 	if err != nil {
 		return nil, matrix.UnsupportedRoomVersion(string(p.Version))
 	}
@@ -318,8 +318,8 @@ func (e *Event) checkSize() error {
 	if len(e.JSON) > maxPDU {
 		return matrix.TooLarge("the event has %d bytes, at most %d are allowed", len(e.JSON), maxPDU)
 	}
-	if len(e.Type) > maxName || len(e.Key()) > maxName || len(e.Sender) > maxName {
-		return matrix.TooLarge("type, state_key and sender may have %d bytes each", maxName)
+	if len(e.Type) > maxName || len(e.Sender) > maxName || len(e.Key()) > maxKey(e.Version) {
+		return matrix.TooLarge("type and sender may have %d bytes each, state_key %d", maxName, maxKey(e.Version))
 	}
 	return nil
 }

@@ -14,13 +14,16 @@ package events
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
+	"github.com/matrix-org/gomatrixserverlib/spec"
 	"github.com/tidwall/gjson"
+	"github.com/tidwall/sjson"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/stream"
@@ -130,11 +133,17 @@ func (e *Event) Hidden() bool { return e.Flags&(FlagRejected|FlagSoftFailed) != 
 
 // PDU parses the event for gomatrixserverlib.
 func (e *Event) PDU() (gomatrixserverlib.PDU, error) {
-	v, err := gomatrixserverlib.GetRoomVersion(e.Version)
+	v, err := RoomVersion(e.Version)
 	if err != nil {
 		return nil, err
 	}
-	return v.NewEventFromTrustedJSONWithEventID(string(e.ID), libraryForm(e.JSON), e.Redacted())
+	form := libraryForm(e.JSON)
+	if v.Version() != e.Version && e.Type == spec.MRoomCreate { // the library does not know the version by its name
+		if form, err = sjson.SetBytes(form, "content.room_version", v.Version()); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", e.ID, err)
+		}
+	}
+	return v.NewEventFromTrustedJSONWithEventID(string(e.ID), form, e.Redacted())
 }
 
 // PrevEvents lists the IDs of the events directly before this one.
@@ -144,7 +153,7 @@ func (e *Event) PrevEvents() []matrix.EventID { return refs(e.JSON, "prev_events
 // version 12 the create event is among them though the PDU leaves it out.
 func (e *Event) AuthEvents() []matrix.EventID {
 	ids := refs(e.JSON, "auth_events")
-	if v, err := gomatrixserverlib.GetRoomVersion(e.Version); err == nil && v.DomainlessRoomIDs() && e.Type != "m.room.create" {
+	if v, err := RoomVersion(e.Version); err == nil && v.DomainlessRoomIDs() && e.Type != "m.room.create" {
 		ids = append([]matrix.EventID{CreateID(e.Room)}, ids...)
 	}
 	return ids

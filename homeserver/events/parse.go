@@ -20,7 +20,7 @@ import (
 // Signatures are not checked here.
 // Spec: server-server-api#checks-performed-on-receipt-of-a-pdu
 func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err error) {
-	v, err := gomatrixserverlib.GetRoomVersion(version)
+	v, err := RoomVersion(version)
 	if err != nil {
 		return nil, matrix.UnsupportedRoomVersion(string(version))
 	}
@@ -52,7 +52,11 @@ func Parse(raw []byte, version gomatrixserverlib.RoomVersion) (e *Event, err err
 		return nil, matrix.BadJSON("malformed event: %s", err)
 	}
 	var bad gomatrixserverlib.EventValidationError
-	if err := gomatrixserverlib.CheckFields(parsed); err != nil && !(errors.As(err, &bad) && bad.Persistable && !v.StrictEventByteLimits()) {
+	err = gomatrixserverlib.CheckFields(parsed)
+	if key := parsed.StateKey(); err != nil && key != nil && len(*key) > maxName && len(*key) <= maxKey(version) {
+		_, err = matrix.ParseUserID(string(parsed.SenderID())) // what is left to check
+	}
+	if err != nil && !(errors.As(err, &bad) && bad.Persistable && !v.StrictEventByteLimits()) {
 		return nil, matrix.BadJSON("malformed event: %s", err) // older versions counted characters, not bytes
 	}
 	if _, err := matrix.ParseRoomID(parsed.RoomID().String()); err != nil {
@@ -97,7 +101,7 @@ func clean(raw []byte, v gomatrixserverlib.IRoomVersion) (pdu []byte, redacted b
 
 // IDOf is the ID of a PDU in canonical form.
 func IDOf(pdu []byte, version gomatrixserverlib.RoomVersion) (matrix.EventID, error) {
-	v, err := gomatrixserverlib.GetRoomVersion(version)
+	v, err := RoomVersion(version)
 	if err != nil {
 		return "", matrix.UnsupportedRoomVersion(string(version))
 	}

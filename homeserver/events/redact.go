@@ -53,7 +53,7 @@ func RedactPDU(pdu []byte, version gomatrixserverlib.RoomVersion) ([]byte, error
 // since reports whether a room version is n or a later one.
 func since(v gomatrixserverlib.RoomVersion, n int) bool {
 	older := []gomatrixserverlib.RoomVersion{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11"}
-	return !slices.Contains(older[:n-1], v)
+	return !slices.Contains(older[:n-1], base(v))
 }
 
 // keepsField reports whether redaction keeps a field of the event itself.

@@ -59,7 +59,7 @@ func path(version string, segments ...string) string {
 // Spec: server-server-api#validating-hashes-and-signatures-on-received-events
 func (r *Remote) Verify(ctx context.Context, version string, pdus []json.RawMessage) []error {
 	errs := make([]error, len(pdus))
-	v, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(version))
+	v, err := events.RoomVersion(gomatrixserverlib.RoomVersion(version))
 	if err != nil {
 		for i := range errs {
 			errs[i] = matrix.UnsupportedRoomVersion(version)

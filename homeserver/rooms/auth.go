@@ -138,7 +138,11 @@ func allowed(ev *events.Event, pdu gomatrixserverlib.PDU, p gomatrixserverlib.Au
 	if isThirdParty(ev) {
 		return thirdPartyAllowed(ev, p)
 	}
-	err := gomatrixserverlib.Allowed(pdu, p, userIDForSender)
+	pdu, err := ownedForm(ev, pdu, p)
+	if err != nil {
+		return err
+	}
+	err = gomatrixserverlib.Allowed(pdu, p, userIDForSender)
 	if err != nil && ev.Type == spec.MRoomPowerLevels && strings.Contains(err.Error(), "notification level") {
 		err = notificationLevels(ev, pdu, p)
 	}
@@ -158,7 +162,7 @@ func notificationLevels(ev *events.Event, pdu gomatrixserverlib.PDU, p gomatrixs
 	if err != nil || create == nil {
 		return matrix.Forbidden("the room has no create event")
 	}
-	impl, err := gomatrixserverlib.GetRoomVersion(ev.Version)
+	impl, err := events.RoomVersion(ev.Version)
 	if err != nil {
 		return err
 	}

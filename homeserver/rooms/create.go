@@ -9,6 +9,7 @@ import (
 	"github.com/matrix-org/gomatrixserverlib/spec"
 	log "github.com/sirupsen/logrus"
 
+	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/state"
@@ -61,7 +62,7 @@ func (r *Rooms) Create(ctx context.Context, creator matrix.UserID, q CreateReque
 	if err != nil {
 		return "", err
 	}
-	impl, err := gomatrixserverlib.GetRoomVersion(version)
+	impl, err := events.RoomVersion(version)
 	if err != nil || !impl.Stable() {
 		return "", matrix.UnsupportedRoomVersion(string(version))
 	}

@@ -404,7 +404,10 @@ func (r *Rooms) putState(c *httpapi.Call) (any, error) {
 }
 
 // checkState refuses what would be wrong though the rules allow it.
-func (r *Rooms) checkState(ctx context.Context, id matrix.RoomID, typ string, content json.RawMessage) error {
+func (r *Rooms) checkState(ctx context.Context, id matrix.RoomID, typ, key string, content json.RawMessage) error {
+	if err := r.checkKey(ctx, id, key); err != nil {
+		return err
+	}
 	switch typ {
 	case spec.MRoomCreate:
 		return matrix.InvalidParam("a room has one create event")

@@ -105,7 +105,7 @@ func (r *Rooms) joinRemote(ctx context.Context, c MemberChange, alone bool) erro
 		return err
 	}
 	return anyOf(servers, func(s matrix.ServerName) error {
-		t, err := r.o.Remote.MakeJoin(ctx, s, c.Room, c.Target, Versions())
+		t, err := r.o.Remote.MakeJoin(ctx, s, c.Room, c.Target, joinable())
 		if err != nil {
 			return err
 		}
@@ -421,7 +421,7 @@ func (r *Rooms) knockRemote(ctx context.Context, c MemberChange) error {
 		return err
 	}
 	return anyOf(servers, func(s matrix.ServerName) error {
-		t, err := r.o.Remote.MakeKnock(ctx, s, c.Room, c.Target, Versions())
+		t, err := r.o.Remote.MakeKnock(ctx, s, c.Room, c.Target, joinable())
 		if err != nil {
 			return err
 		}

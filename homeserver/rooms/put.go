@@ -38,7 +38,7 @@ func (r *Rooms) Put(ctx context.Context, d Draft) (matrix.EventID, error) {
 	case d.StateKey != nil && d.Type == spec.MRoomMember:
 		return r.putMember(ctx, d)
 	case d.StateKey != nil:
-		if err := r.checkState(ctx, d.Room, d.Type, d.Content); err != nil {
+		if err := r.checkState(ctx, d.Room, d.Type, *d.StateKey, d.Content); err != nil {
 			return "", err
 		}
 	case d.Type == spec.MRoomRedaction: // since v1.18 a redaction may come by /send

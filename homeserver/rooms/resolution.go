@@ -216,7 +216,7 @@ func (r *resolver) parsed(pl *events.Event) *levels {
 	}
 	l := &levels{}
 	l.c.Defaults()
-	if v, err := gomatrixserverlib.GetRoomVersion(r.version); err == nil {
+	if v, err := events.RoomVersion(r.version); err == nil {
 		if err := v.ParsePowerLevels(pl.Content(), &l.c); err != nil {
 			l.c.Defaults()
 		}

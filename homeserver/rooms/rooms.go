@@ -24,6 +24,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -189,15 +190,20 @@ func (r *Rooms) seed(ctx context.Context) error {
 }
 
 // Supported reports whether a room version can be created and joined.
-func Supported(version string) bool {
-	v, err := gomatrixserverlib.GetRoomVersion(gomatrixserverlib.RoomVersion(version))
-	return err == nil && v.Stable()
-}
+func Supported(version string) bool { return slices.Contains(joinable(), version) }
 
-// Versions lists the room versions that are supported, all stable.
+// Versions lists the room versions of the specification, all of which are supported.
 func Versions() []string {
 	return []string{"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12"}
 }
+
+// UnstableVersions lists the room versions of proposals that are supported besides.
+func UnstableVersions() []string {
+	return []string{string(events.VersionOwned10), string(events.VersionOwned11), string(events.VersionFree10), string(events.VersionFree11)}
+}
+
+// joinable lists the versions of rooms that can be joined.
+func joinable() []string { return append(Versions(), UnstableVersions()...) }
 
 // DefaultVersion is the version of rooms that are created without one.
 func (r *Rooms) DefaultVersion() string { return r.o.DefaultVersion }
@@ -305,7 +311,7 @@ func (r *Rooms) load(ctx context.Context, rm *room) error {
 	if err != nil {
 		return fmt.Errorf("loading room: %w", err)
 	}
-	if rm.impl, err = gomatrixserverlib.GetRoomVersion(rm.version); err != nil {
+	if rm.impl, err = events.RoomVersion(rm.version); err != nil {
 		return matrix.UnsupportedRoomVersion(string(rm.version))
 	}
 	if err := json.Unmarshal([]byte(tips), &rm.tips); err != nil {
