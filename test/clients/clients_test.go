@@ -21,6 +21,8 @@ import (
 	"time"
 
 	log "github.com/sirupsen/logrus"
+
+	"github.com/carillon-chat/carillon/test/program"
 )
 
 // scriptTime bounds a script. Its steps have bounds of their own.
@@ -30,7 +32,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("CARILLON_TEST_LOG") == "" {
 		log.SetOutput(io.Discard)
 	}
-	os.Exit(m.Run())
+	os.Exit(program.Main(m))
 }
 
 // installed is whether what the scripts need is there.

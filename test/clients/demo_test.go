@@ -1,44 +1,22 @@
 package clients_test
 
 import (
-	"bytes"
 	"net/http"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/carillon-chat/carillon/test/program"
 )
-
-// output is what a process has printed so far.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
-}
 
 // demo starts the demo as a newcomer does and gives the people whom it introduces.
 func demo(t *testing.T) input {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "carillon")
-	if out, err := exec.Command("go", "build", "-tags", "goolm", "-o", bin, "github.com/carillon-chat/carillon/cmd/carillon").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	out := &output{}
-	cmd := exec.Command(bin, "serve", "--demo", "--data", filepath.Join(t.TempDir(), "data"), "--listen", "127.0.0.1:0")
+	out := &program.Output{}
+	cmd := exec.Command(program.Path(t), "serve", "--demo", "--data", filepath.Join(t.TempDir(), "data"), "--listen", "127.0.0.1:0")
 	cmd.Stdout, cmd.Stderr = out, out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

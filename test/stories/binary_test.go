@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,36 +21,8 @@ import (
 	"github.com/carillon-chat/carillon/appservice"
 	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/program"
 )
-
-// binary is the program, built once for the stories that kill it. CARILLON_BIN names one that is there already.
-var binary struct {
-	once sync.Once
-	dir  string
-	path string
-	err  error
-}
-
-func program(t testing.TB) string {
-	t.Helper()
-	binary.once.Do(func() {
-		if binary.path = os.Getenv("CARILLON_BIN"); binary.path != "" {
-			return
-		}
-		if binary.dir, binary.err = os.MkdirTemp("", "carillon"); binary.err != nil {
-			return
-		}
-		binary.path = filepath.Join(binary.dir, "carillon")
-		cmd := exec.Command("go", "build", "-tags", "goolm", "-o", binary.path, "github.com/carillon-chat/carillon/cmd/carillon")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			binary.err = fmt.Errorf("%w: %s", err, out)
-		}
-	})
-	if binary.err != nil {
-		t.Fatal(binary.err)
-	}
-	return binary.path
-}
 
 // site is a machine on which the program runs.
 type site struct {
@@ -64,32 +35,14 @@ type site struct {
 	args   []string // of the server
 
 	cmd  *exec.Cmd
-	out  *output
+	out  *program.Output
 	done chan struct{}
-}
-
-// output is what a process has printed so far.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
 }
 
 // newSite writes a configuration.
 func newSite(t testing.TB, more string) *site {
 	t.Helper()
-	s := &site{t: t, whole: t, dir: t.TempDir(), bin: program(t)}
+	s := &site{t: t, whole: t, dir: t.TempDir(), bin: program.Path(t)}
 	addr := freeAddr(t)
 	s.url = "http://" + addr
 	s.config = filepath.Join(s.dir, "carillon.yaml")
@@ -121,7 +74,7 @@ func databaseOf(t testing.TB, dir, name string) string {
 // start starts the server and waits until it answers.
 func (s *site) start() {
 	s.t.Helper()
-	s.cmd, s.out, s.done = exec.Command(s.bin, s.args...), &output{}, make(chan struct{})
+	s.cmd, s.out, s.done = exec.Command(s.bin, s.args...), &program.Output{}, make(chan struct{})
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
 	if err := s.cmd.Start(); err != nil {
 		s.t.Fatal(err)

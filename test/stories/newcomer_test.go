@@ -10,6 +10,8 @@ import (
 
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
+
+	"github.com/carillon-chat/carillon/test/program"
 )
 
 // welcomed are the log-ins that the demo prints, by name.
@@ -39,7 +41,7 @@ func TestANewcomerTriesTheDemo(t *testing.T) {
 	t.Parallel()
 	addr := freeAddr(t)
 	dir := filepath.Join(t.TempDir(), "data")
-	s := &site{t: t, whole: t, dir: dir, config: filepath.Join(dir, "carillon.yaml"), url: strings.Replace("http://"+addr, "127.0.0.1", "localhost", 1), bin: program(t)}
+	s := &site{t: t, whole: t, dir: dir, config: filepath.Join(dir, "carillon.yaml"), url: strings.Replace("http://"+addr, "127.0.0.1", "localhost", 1), bin: program.Path(t)}
 	s.args = []string{"serve", "--demo", "--data", dir, "--listen", addr}
 	began := time.Now()
 	s.start()

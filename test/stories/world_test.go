@@ -35,6 +35,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/program"
 )
 
 const (
@@ -48,11 +49,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("CARILLON_TEST_LOG") == "" {
 		log.SetOutput(io.Discard)
 	}
-	code := m.Run()
-	if binary.dir != "" {
-		os.RemoveAll(binary.dir)
-	}
-	os.Exit(code)
+	os.Exit(program.Main(m))
 }
 
 // world is a homeserver and the enterprise service of one company.
