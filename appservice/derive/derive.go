@@ -5,12 +5,20 @@
 // operation is written down after it succeeded, and every operation may be repeated, so a run that was cut off is
 // simply run again; after such a cut the rooms in doubt are asked for their members, so that no membership doubles.
 //
-// Tables owned: as_users, as_rooms, as_room_members, as_ding_rooms, as_derive_state.
+// With several sites, each makes the accounts of its own people, makes and looks after the rooms of its own units (the
+// head office also those of the company), and brings its own people into every room and out of it, its bot being a
+// creator of each. The home of a room tells the others of it and invites their bots where they have people; it removes
+// people of other sites who should no longer be there only when their site does not. What waits for another site is
+// looked at again and stops nothing else.
+//
+// Tables owned: as_users, as_rooms, as_room_members, as_ding_rooms, as_derive_state, as_room_sites, as_room_announced,
+// as_invitations, as_sites_told.
 //
 // Invariants:
 //   - people join by themselves, one event a membership: unit rooms let in whom the service brings (see joinRules);
 //   - the reason of every leave is kept: one who left by himself is brought back by Verify alone, one whom an
 //     administrator removed is left alone, one whom the organisation moved comes back when it moves him back;
+//   - invitations are accepted by themselves when a listed bot sends them, and never otherwise;
 //   - leavers are locked first and then leave every room; accounts and rooms are never deleted;
 //   - first passwords are written to a file for the personnel department, never to the log or the database.
 package derive
@@ -28,6 +36,7 @@ import (
 
 	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/appservice/org"
+	"github.com/carillon-chat/carillon/appservice/sites"
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 )
@@ -60,6 +69,14 @@ type Options struct {
 	PasswordsDir string
 	// PlainPasswords registers with the password itself, for homeservers that do not take Carillon's hash.
 	PlainPasswords bool
+	// Sites are the company's sites; nil where there is one. Tree is the current tree, and Wake asks for a run: both are
+	// needed where there are several.
+	Sites *sites.Sites
+	Tree  func() *org.Tree
+	Wake  func()
+	// Grace is how long the home of a room leaves another site's people and bots in it who no longer belong there: it is
+	// for their own site to make them leave, unless that is cut off. 0 is two minutes.
+	Grace time.Duration
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -82,6 +99,9 @@ func (o *Options) setDefaults() {
 	}
 	if o.UnitHistory == "" {
 		o.UnitHistory = "joined"
+	}
+	if o.Grace <= 0 {
+		o.Grace = 2 * time.Minute
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -109,6 +129,9 @@ type Reconciler struct {
 	people map[id.UserID]string // persons by account
 	doubt  map[string]bool      // persons whose DING room may exist without a record
 
+	last     *wish                   // of the last run
+	unwanted map[memberKey]time.Time // others' people and bots who should not be in our rooms, since when
+
 	dingLocks gate.Keyed[string]
 	adopting  sync.Mutex // held while rooms without a record are looked for
 }
@@ -126,7 +149,13 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, opts Options) (
 		db: db, mx: mx, opts: opts,
 		users: map[string]userRow{}, rooms: map[string]roomRow{}, byRoom: map[id.RoomID]string{},
 		away: map[memberKey]string{}, dings: map[string]dingRow{}, dingOf: map[id.RoomID]string{},
-		people: map[id.UserID]string{}, doubt: map[string]bool{},
+		people: map[id.UserID]string{}, doubt: map[string]bool{}, unwanted: map[memberKey]time.Time{},
+	}
+	if r.many() {
+		if opts.Tree == nil || opts.Wake == nil {
+			return nil, errors.New("rooms over several sites need the tree and somebody who runs them")
+		}
+		r.listen()
 	}
 	if err := r.load(ctx); err != nil {
 		return nil, fmt.Errorf("reading derived rooms: %w", err)
@@ -159,6 +188,11 @@ type Report struct {
 	Failures []Failure `json:"failures,omitempty"`
 	// PasswordFile holds the first passwords of new people; "" when there are none.
 	PasswordFile string `json:"password_file,omitempty"`
+	// Waiting counts what waits for other sites: rooms that they have not made, invitations that they have not answered,
+	// sites that cannot be reached. It is not a failure; Again is when to look again, zero for not before something
+	// changes.
+	Waiting int           `json:"waiting,omitempty"`
+	Again   time.Duration `json:"-"`
 	// Strangers counts joined members of the company's rooms whom the tree does not want there (Verify only).
 	Strangers int           `json:"strangers,omitempty"`
 	Took      time.Duration `json:"-"`

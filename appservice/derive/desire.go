@@ -31,6 +31,8 @@ type want struct {
 	depth  int    // 1 for the company's space
 	power  string // content of m.room.power_levels
 	people []string
+	home   string   // site that looks after it, "" for this one
+	sites  []string // other sites of which somebody should be in it
 }
 
 // wish is all rooms of a tree, parents first.
@@ -59,12 +61,20 @@ type desirer struct {
 	root    *org.Unit // the single root, whose space is the company's; nil when there are several
 	spaceOf map[string]string
 	site    map[string][]string
+	place   *placing // nil where there is one site
+}
+
+// placing says which site looks after what. Sites are named as they are recorded: "" is this one.
+type placing struct {
+	siteOf func(*org.Person) string
+	head   string
+	named  func(unitSite string) string
 }
 
 // desire is the pure heart of the package: tree in, rooms out.
-func desire(tree *org.Tree, opts *Options, account func(*org.Person) id.UserID) *wish {
+func desire(tree *org.Tree, opts *Options, account func(*org.Person) id.UserID, place *placing) *wish {
 	d := &desirer{
-		tree: tree, opts: opts, account: account,
+		tree: tree, opts: opts, account: account, place: place,
 		wish: &wish{byKey: map[string]*want{}}, spaceOf: map[string]string{}, site: map[string][]string{},
 	}
 	if roots := tree.Roots(); len(roots) == 1 {
@@ -78,7 +88,33 @@ func desire(tree *org.Tree, opts *Options, account func(*org.Person) id.UserID) 
 		slices.Sort(x.people)
 		x.people = slices.Compact(x.people)
 	}
+	d.homes()
 	return d.wish
+}
+
+// homes finds the site that looks after each room, and those that have people in it.
+func (d *desirer) homes() {
+	if d.place == nil {
+		return
+	}
+	siteOf := map[string]string{}
+	for _, p := range d.tree.People() {
+		siteOf[p.ID] = d.place.siteOf(p)
+	}
+	for _, x := range d.wish.rooms {
+		x.home = d.place.head
+		if _, unit, ok := strings.Cut(x.key, ":"); ok && !strings.HasPrefix(x.key, siteKey("")) {
+			x.home = d.place.named(d.tree.Unit(unit).Site)
+		}
+		seen := map[string]bool{"": true}
+		for _, p := range x.people {
+			if s := siteOf[p]; !seen[s] {
+				seen[s] = true
+				x.sites = append(x.sites, s)
+			}
+		}
+		slices.Sort(x.sites)
+	}
 }
 
 // working keeps those who have an account in use today.

@@ -159,10 +159,10 @@ func (r *Reconciler) beginDings(ctx context.Context, people []string) error {
 
 func (r *Reconciler) createDing(ctx context.Context, person string, user id.UserID) (id.RoomID, error) {
 	req := createRoom{
-		Version: roomVersion, Preset: "private_chat", Direct: true, Creation: creation(dingKey+person, false),
+		Version: roomVersion, Preset: "private_chat", Direct: true, Creation: creation(dingKey+person, false, nil),
 		Power: json.RawMessage(dingPower()),
 		InitialSet: []stateEvent{
-			{"m.room.join_rules", "", r.joinRules("")},
+			{"m.room.join_rules", "", r.dingRules()},
 			{"m.room.guest_access", "", map[string]string{"guest_access": "forbidden"}},
 		},
 	}
@@ -177,6 +177,11 @@ func (r *Reconciler) createDing(ctx context.Context, person string, user id.User
 		return "", fmt.Errorf("creating a DING room: %w", err)
 	}
 	return room, nil
+}
+
+// dingRules lets the service alone bring the person in.
+func (r *Reconciler) dingRules() map[string]any {
+	return map[string]any{"join_rule": "restricted", "allow": []allow{{Type: joinRuleService, User: r.mx.BotID()}}}
 }
 
 func (r *Reconciler) joinDing(ctx context.Context, room id.RoomID, user id.UserID) error {

@@ -63,21 +63,22 @@ func (x *run) personJobs() []*personJob {
 	x.r.mu.RLock()
 	defer x.r.mu.RUnlock()
 	for _, w := range x.wish.rooms {
-		if _, made := x.r.rooms[w.key]; !made {
+		row, made := x.r.rooms[w.key]
+		if !made {
 			continue
 		}
 		rows := x.members[w.key]
 		wanted := make(map[string]bool, len(w.people))
 		for _, p := range w.people {
 			wanted[p] = true
-			if x.mayJoin(p, rows) {
+			if row.inside && x.mine(p) && x.mayJoin(p, rows) {
 				j := job(p)
 				j.joins = append(j.joins, w)
 			}
 		}
 		for p, m := range rows {
 			switch {
-			case wanted[p]:
+			case wanted[p] || !x.mine(p):
 			case m.joined:
 				j := job(p)
 				j.leaves = append(j.leaves, w.key)
@@ -121,16 +122,18 @@ func (x *run) closedJobs(job func(string) *personJob) {
 		if !row.closed {
 			continue
 		}
-		space := strings.HasPrefix(key, "space:") || strings.HasPrefix(key, "site:")
+		space := isSpace(key)
 		for p, m := range x.members[key] {
 			person := x.tree.Person(p)
-			if m.joined && (space || person == nil || person.Status == org.StatusLeft) {
+			if m.joined && x.mine(p) && (space || person == nil || person.Status == org.StatusLeft) {
 				j := job(p)
 				j.leaves = append(j.leaves, key)
 			}
 		}
 	}
 }
+
+func isSpace(key string) bool { return strings.HasPrefix(key, "space:") || strings.HasPrefix(key, "site:") }
 
 // resolveDoubts asks for the members of the rooms in which the run that was cut off may have done more than it
 // could write down.
@@ -150,6 +153,9 @@ func (x *run) resolveDoubts(ctx context.Context) error {
 	}
 	return each(ctx, x, keys, func(ctx context.Context, key string) error {
 		row, _ := x.r.row(key)
+		if !row.inside {
+			return nil
+		}
 		joined, err := x.r.mx.JoinedMembers(ctx, "", row.room)
 		if err != nil {
 			return x.fail(ctx, Failure{What: "reading members", Room: key}, err)
@@ -165,7 +171,7 @@ func (x *run) resolveDoubts(ctx context.Context) error {
 			}
 		}
 		x.mu.Lock()
-		changes := x.r.compare(key, joined, went, x.members, wanted, x.hasLeft)
+		changes := x.r.compare(row, joined, went, x.members, wanted, x.hasLeft)
 		x.mu.Unlock()
 		return x.r.saveMembers(ctx, changes)
 	})
@@ -192,8 +198,8 @@ func (r *Reconciler) missed(joined map[id.UserID]mxclient.Member, rows map[strin
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for person, m := range rows {
-		u := r.users[person]
-		if _, in := joined[r.mx.UserID(u.localpart)]; m.joined && wanted[person] && !in {
+		user, _ := r.userOf(person)
+		if _, in := joined[user]; m.joined && wanted[person] && !in {
 			return true
 		}
 	}
@@ -219,7 +225,8 @@ func (r *Reconciler) whoWent(ctx context.Context, room id.RoomID) (map[id.UserID
 // compare mends the record of one room by what the homeserver says, in members, and returns the changes to save. went
 // says how those went who are wanted but gone. Joined people without a record are taken in when they are wanted, or
 // leavers.
-func (r *Reconciler) compare(key string, joined map[id.UserID]mxclient.Member, went map[id.UserID]string, members map[string]map[string]memberRow, wanted map[string]bool, left func(string) bool) []memberChange {
+func (r *Reconciler) compare(row roomRow, joined map[id.UserID]mxclient.Member, went map[id.UserID]string, members map[string]map[string]memberRow, wanted map[string]bool, left func(string) bool) []memberChange {
+	key := row.key
 	rows := members[key]
 	if rows == nil {
 		rows = map[string]memberRow{}
@@ -233,8 +240,8 @@ func (r *Reconciler) compare(key string, joined map[id.UserID]mxclient.Member, w
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	for user := range joined {
-		person, ok := r.people[user]
-		if !ok {
+		person := r.personOf(user)
+		if person == "" || row.home != "" && user.Homeserver() != r.mx.ServerName() {
 			continue
 		}
 		m, known := rows[person]
@@ -246,8 +253,7 @@ func (r *Reconciler) compare(key string, joined map[id.UserID]mxclient.Member, w
 		if !m.joined {
 			continue
 		}
-		u, ok := r.users[person]
-		user := r.mx.UserID(u.localpart)
+		user, ok := r.userOf(person)
 		if _, in := joined[user]; ok && in {
 			continue
 		}

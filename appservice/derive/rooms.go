@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -27,6 +29,9 @@ type allow struct {
 // Spec: client-server-api#mroomjoin_rules
 func (r *Reconciler) joinRules(company id.RoomID) map[string]any {
 	list := []allow{{Type: joinRuleService, User: r.mx.BotID()}}
+	for _, bot := range r.otherBots() {
+		list = append(list, allow{Type: joinRuleService, User: id.UserID(bot)})
+	}
 	if company != "" {
 		list = append(list, allow{Type: "m.room_membership", Room: company})
 	}
@@ -57,8 +62,12 @@ const keyField = "im.carillon.room"
 
 // creation is the content of the create event. It names the room, so that a room whose record was lost in a crash is
 // found again, and so that nobody else's room is taken for ours.
-func creation(key string, space bool) map[string]any {
+// creators are the bots of the other sites.
+func creation(key string, space bool, creators []string) map[string]any {
 	c := map[string]any{keyField: map[string]string{"key": key}}
+	if len(creators) > 0 {
+		c["additional_creators"] = creators
+	}
 	if space {
 		c["type"] = "m.space"
 	}
@@ -80,6 +89,9 @@ func (x *run) roomsPhase(ctx context.Context) error {
 	missing := 0
 	for _, w := range x.wish.rooms {
 		row, ok := x.r.row(w.key)
+		if x.elsewhere(w, row, ok) {
+			continue
+		}
 		if !ok {
 			for len(levels) <= w.depth {
 				levels = append(levels, nil)
@@ -87,7 +99,7 @@ func (x *run) roomsPhase(ctx context.Context) error {
 			levels[w.depth] = append(levels[w.depth], w)
 			missing++
 		}
-		if !ok || row.closed || row.name != w.name || row.power != w.power || row.parent != w.parent || row.ord != w.order {
+		if !ok || x.unsettled(w, &row) {
 			settle = append(settle, w)
 		}
 	}
@@ -132,11 +144,36 @@ func (x *run) gone() []roomRow {
 	defer x.r.mu.RUnlock()
 	var out []roomRow
 	for key, row := range x.r.rooms {
-		if x.wish.byKey[key] == nil && !row.closed {
+		if x.wish.byKey[key] == nil && (!row.closed || row.home != "" && row.parent != "") {
 			out = append(out, row)
 		}
 	}
 	return out
+}
+
+// elsewhere reports whether there is nothing to do for a room because another site looks after it, or is about to.
+func (x *run) elsewhere(w *want, row roomRow, known bool) bool {
+	switch {
+	case w.home == "" && (!known || row.home == "" || row.inside):
+		return false
+	case w.home == "", !known, row.home == "": // to be taken over, to be heard of, to be handed over
+		x.later(time.Minute)
+		return true
+	}
+	return false
+}
+
+// unsettled reports whether a room is not as the tree wants it. Of another site's room, its place in a space of this
+// one is all that counts.
+func (x *run) unsettled(w *want, row *roomRow) bool {
+	if w.home != "" {
+		if parent, ok := x.r.row(w.parent); ok && parent.home == "" {
+			return row.parent != w.parent || row.ord != w.order
+		}
+		return row.parent != ""
+	}
+	return row.home != "" || row.closed || row.name != w.name || row.power != x.r.power(w, row) || row.parent != w.parent || row.ord != w.order ||
+		row.rules != x.r.rules(w)
 }
 
 // create makes the room with its name, powers and rules in one request. Its alias makes the request safe to repeat.
@@ -145,17 +182,20 @@ func (x *run) create(ctx context.Context, w *want) error {
 	var company id.RoomID
 	if !w.gated {
 		row, ok := r.row(keyCompany)
-		if !ok {
+		if !ok && x.wish.byKey[keyCompany].home == "" {
 			return fmt.Errorf("its company space is missing")
 		}
-		company = row.room
+		company = row.room // none yet where another site makes it: the rules are set again then
 	}
+	bots := r.otherBots()
+	made := roomRow{creators: strings.Join(bots, " "), rules: r.rules(w), inside: true}
+	made.power = r.power(w, &made)
 	history := r.opts.UnitHistory
 	if !w.gated || w.space {
 		history = "shared"
 	}
 	req := createRoom{
-		Version: roomVersion, Preset: "private_chat", Name: w.name, Creation: creation(w.key, w.space), Power: json.RawMessage(w.power),
+		Version: roomVersion, Preset: "private_chat", Name: w.name, Creation: creation(w.key, w.space, bots), Power: json.RawMessage(made.power),
 		InitialSet: []stateEvent{
 			{"m.room.join_rules", "", r.joinRules(company)},
 			{"m.room.history_visibility", "", map[string]string{"history_visibility": history}},
@@ -164,14 +204,20 @@ func (x *run) create(ctx context.Context, w *want) error {
 	}
 	if w.parent != "" {
 		parent, ok := r.row(w.parent)
-		if !ok {
+		switch {
+		case ok:
+			req.InitialSet = append(req.InitialSet, stateEvent{"m.space.parent", string(parent.room), r.parentContent(&parent)})
+			x.mu.Lock()
+			x.born[w.key] = true
+			x.mu.Unlock()
+		case x.wish.byKey[w.parent].home == "":
 			return fmt.Errorf("its space %s is missing", w.parent)
 		}
-		req.InitialSet = append(req.InitialSet, stateEvent{"m.space.parent", string(parent.room), r.parentContent()})
 	}
 	for _, alias := range []string{w.alias, w.alias + "_" + hashed(w.key)[:6]} {
 		req.Alias = alias
-		row := roomRow{key: w.key, alias: "#" + alias + ":" + r.mx.ServerName(), name: w.name, power: w.power}
+		row := made
+		row.key, row.alias, row.name = w.key, "#"+alias+":"+r.mx.ServerName(), w.name
 		room, err := r.mx.CreateRoom(ctx, "", req, true)
 		switch {
 		case err == nil:
@@ -184,7 +230,7 @@ func (x *run) create(ctx context.Context, w *want) error {
 			if row.room == "" {
 				continue // the alias is somebody else's
 			}
-			row.name, row.power = "", "" // whatever they are: settle sets them
+			row.name, row.power, row.rules = "", "", "?" // whatever they are: settle sets them
 			x.mu.Lock()
 			x.adopted[w.key] = true
 			x.mu.Unlock()
@@ -226,8 +272,16 @@ func (r *Reconciler) keyOf(ctx context.Context, room id.RoomID) (string, error) 
 	return content.Room.Key, nil
 }
 
-func (r *Reconciler) parentContent() map[string]any {
-	return map[string]any{"via": []string{r.mx.ServerName()}, "canonical": true}
+func (r *Reconciler) parentContent(parent *roomRow) map[string]any {
+	return map[string]any{"via": []string{r.serverOf(parent)}, "canonical": true}
+}
+
+// serverOf is the homeserver of the site that looks after a room.
+func (r *Reconciler) serverOf(row *roomRow) string {
+	if row.home == "" || !r.many() {
+		return r.mx.ServerName()
+	}
+	return r.opts.Sites.Named(row.home).ServerName
 }
 
 // keep records how far a room came from what it was, also when the work on it failed.
@@ -247,17 +301,30 @@ func (x *run) settle(ctx context.Context, w *want) (err error) {
 		return nil // creating it failed and is in the report
 	}
 	defer x.keep(ctx, row, &row, &err)
+	if w.home != "" {
+		return x.place(ctx, &row, w)
+	}
+	if row.home != "" {
+		if err := x.takeOver(ctx, &row); err != nil {
+			return err
+		}
+	}
 	if row.name != w.name {
 		if err := x.set(ctx, row.room, "m.room.name", "", map[string]string{"name": w.name}); err != nil {
 			return err
 		}
 		row.name = w.name
 	}
-	if row.power != w.power {
-		if err := x.set(ctx, row.room, "m.room.power_levels", "", json.RawMessage(w.power)); err != nil {
+	if power := x.r.power(w, &row); row.power != power {
+		if err := x.set(ctx, row.room, "m.room.power_levels", "", json.RawMessage(power)); err != nil {
 			return err
 		}
-		row.power = w.power
+		row.power = power
+	}
+	if rules := x.r.rules(w); row.rules != rules {
+		if err := x.setRules(ctx, &row, w, rules); err != nil {
+			return err
+		}
 	}
 	if row.parent != w.parent || row.ord != w.order {
 		if err := x.place(ctx, &row, w); err != nil {
@@ -268,7 +335,22 @@ func (x *run) settle(ctx context.Context, w *want) (err error) {
 	return nil
 }
 
-// place hangs the room into its space, after taking it out of the one it was in.
+// setRules sets who may join.
+func (x *run) setRules(ctx context.Context, row *roomRow, w *want, rules string) error {
+	var company id.RoomID
+	if !w.gated {
+		c, _ := x.r.row(keyCompany)
+		company = c.room
+	}
+	if err := x.set(ctx, row.room, "m.room.join_rules", "", x.r.joinRules(company)); err != nil {
+		return err
+	}
+	row.rules = rules
+	return nil
+}
+
+// place hangs the room into its space, after taking it out of the one it was in. A room's own event is for its home to
+// set, the space's for the home of the space.
 func (x *run) place(ctx context.Context, row *roomRow, w *want) error {
 	moved := row.parent != "" && row.parent != w.parent
 	if moved {
@@ -281,20 +363,28 @@ func (x *run) place(ctx context.Context, row *roomRow, w *want) error {
 		return nil
 	}
 	parent, ok := x.r.row(w.parent)
-	if !ok {
+	switch {
+	case !ok && x.wish.byKey[w.parent].home != "":
+		x.later(time.Minute)
+		return nil
+	case !ok:
 		return fmt.Errorf("its space %s is missing", w.parent)
+	case w.home != "" && parent.home != "":
+		return nil
 	}
 	x.mu.Lock()
-	adopted := x.adopted[w.key]
+	adopted := x.adopted[w.key] || parent.home != "" && !x.born[w.key]
 	x.mu.Unlock()
-	if moved || row.closed || adopted { // a new room was born with its parent
-		if err := x.set(ctx, row.room, "m.space.parent", string(parent.room), x.r.parentContent()); err != nil {
+	if row.home == "" && (moved || row.closed || adopted) { // a new room was born with its parent
+		if err := x.set(ctx, row.room, "m.space.parent", string(parent.room), x.r.parentContent(&parent)); err != nil {
 			return err
 		}
 	}
-	child := map[string]any{"via": []string{x.r.mx.ServerName()}, "order": w.order, "suggested": true}
-	if err := x.set(ctx, parent.room, "m.space.child", string(row.room), child); err != nil {
-		return err
+	if parent.home == "" {
+		child := map[string]any{"via": []string{x.r.serverOf(row)}, "order": w.order, "suggested": true}
+		if err := x.set(ctx, parent.room, "m.space.child", string(row.room), child); err != nil {
+			return err
+		}
 	}
 	row.parent, row.ord = w.parent, w.order
 	return nil
@@ -303,10 +393,12 @@ func (x *run) place(ctx context.Context, row *roomRow, w *want) error {
 // unplace takes the room out of its space.
 func (x *run) unplace(ctx context.Context, row *roomRow) error {
 	parent, ok := x.r.row(row.parent)
-	if ok {
+	if ok && parent.home == "" {
 		if err := x.set(ctx, parent.room, "m.space.child", string(row.room), struct{}{}); err != nil {
 			return err
 		}
+	}
+	if ok && row.home == "" {
 		if err := x.set(ctx, row.room, "m.space.parent", string(parent.room), struct{}{}); err != nil {
 			return err
 		}
@@ -315,9 +407,30 @@ func (x *run) unplace(ctx context.Context, row *roomRow) error {
 	return nil
 }
 
+// entomb points a room that another site has made anew to the new one.
+func (x *run) entomb(ctx context.Context, row *roomRow, key string) error {
+	next, ok := x.r.row(strings.TrimSuffix(key, ":"+string(row.room)))
+	if !ok {
+		return nil
+	}
+	return x.set(ctx, row.room, "m.room.tombstone", "", map[string]string{"body": x.r.opts.leaveReason(), "replacement_room": string(next.room)})
+}
+
 // close makes a room read-only and takes it out of its space.
 func (x *run) close(ctx context.Context, row roomRow) (err error) {
 	defer x.keep(ctx, row, &row, &err)
+	if row.home != "" { // its home makes it read-only
+		if row.parent != "" {
+			err = x.unplace(ctx, &row)
+		}
+		row.closed = row.closed || err == nil
+		return err
+	}
+	if key, ok := strings.CutPrefix(row.key, movedKey); ok {
+		if err := x.entomb(ctx, &row, key); err != nil {
+			return err
+		}
+	}
 	if power := closedPower(); row.power != power {
 		if err := x.set(ctx, row.room, "m.room.power_levels", "", json.RawMessage(power)); err != nil {
 			return err

@@ -9,8 +9,6 @@ import (
 	"time"
 
 	log "github.com/sirupsen/logrus"
-	"maunium.net/go/mautrix/id"
-
 	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/appservice/org"
 )
@@ -23,7 +21,9 @@ type run struct {
 	state   stateRow
 	heal    bool // bring back who left by himself
 	members map[string]map[string]memberRow
-	adopted map[string]bool // rooms found by their alias in this run
+	adopted map[string]bool // rooms found by their alias in this run, or taken over
+	born    map[string]bool // rooms made in this run with the place in their space
+	down    map[string]bool // sites that have not answered in this run
 
 	progress func(Progress)
 
@@ -42,7 +42,7 @@ const maxFailures = 100
 func (r *Reconciler) reconcile(ctx context.Context, tree *org.Tree, progress func(Progress), seen *sight) (*Report, error) {
 	start := time.Now()
 	x := &run{
-		r: r, tree: tree, heal: seen != nil, progress: progress, adopted: map[string]bool{},
+		r: r, tree: tree, heal: seen != nil, progress: progress, adopted: map[string]bool{}, born: map[string]bool{}, down: map[string]bool{},
 		report: &Report{ByKind: map[string]int{}},
 	}
 	if seen != nil {
@@ -55,11 +55,14 @@ func (r *Reconciler) reconcile(ctx context.Context, tree *org.Tree, progress fun
 	if x.members, err = r.readMembers(ctx); err != nil {
 		return nil, err
 	}
-	x.wish = desire(tree, &r.opts, r.account)
+	x.wish = desire(tree, &r.opts, r.account, r.place())
+	r.mu.Lock()
+	r.last = x.wish
+	r.mu.Unlock()
 
 	ctx, x.cancel = context.WithCancelCause(ctx)
 	defer x.cancel(nil)
-	for _, phase := range []func(context.Context) error{x.bot, x.usersPhase, x.roomsPhase, x.membersPhase} {
+	for _, phase := range []func(context.Context) error{x.bot, x.usersPhase, x.adopt, x.roomsPhase, r.tellRooms, x.membersPhase, x.sitesPhase} {
 		if err = phase(ctx); err == nil {
 			err = context.Cause(ctx)
 		}
@@ -81,9 +84,6 @@ func (r *Reconciler) reconcile(ctx context.Context, tree *org.Tree, progress fun
 	}
 	return x.report, nil
 }
-
-// account is the person's user ID.
-func (r *Reconciler) account(p *org.Person) id.UserID { return r.mx.UserID(p.Localpart) }
 
 // begin is called before the first operation: from here on a run that does not end leaves a mark.
 func (x *run) begin(ctx context.Context) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"maunium.net/go/mautrix/id"
 
@@ -39,6 +40,12 @@ type roomRow struct {
 	ord    string
 	power  string
 	closed bool
+
+	home     string // site that looks after the room, "" for this one; of a foreign room, parent and ord are what its space here was told
+	creators string // bots beside the own that made it
+	rules    string // mark of the join rules
+	inside   bool   // the own bot is in it
+	told     bool   // the other sites know it as it is
 }
 
 type memberKey struct{ room, person string }
@@ -62,8 +69,11 @@ type stateRow struct {
 const (
 	qUsers      = `SELECT person, localpart, name, state FROM as_users`
 	qSaveUser   = `INSERT INTO as_users (person, localpart, name, state, changed_at) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (person) DO UPDATE SET localpart = excluded.localpart, name = excluded.name, state = excluded.state, changed_at = excluded.changed_at`
-	qRooms      = `SELECT room_key, room_id, alias, name, parent, ord, power, closed FROM as_rooms`
-	qSaveRoom   = `INSERT INTO as_rooms (room_key, room_id, alias, name, parent, ord, power, closed, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (room_key) DO UPDATE SET room_id = excluded.room_id, alias = excluded.alias, name = excluded.name, parent = excluded.parent, ord = excluded.ord, power = excluded.power, closed = excluded.closed`
+	qRooms      = `SELECT room_key, room_id, alias, name, parent, ord, power, closed, home, creators, rules, inside, told FROM as_rooms`
+	qSaveRoom   = `INSERT INTO as_rooms (room_key, room_id, alias, name, parent, ord, power, closed, created_at, home, creators, rules, inside, told)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (room_key) DO UPDATE SET
+		room_id = excluded.room_id, alias = excluded.alias, name = excluded.name, parent = excluded.parent, ord = excluded.ord, power = excluded.power,
+		closed = excluded.closed, home = excluded.home, creators = excluded.creators, rules = excluded.rules, inside = excluded.inside, told = excluded.told`
 	qMembers    = `SELECT room_key, person, membership, reason FROM as_room_members`
 	qAway       = `SELECT room_key, person, reason FROM as_room_members WHERE membership = 'leave' AND reason <> 'sync'`
 	qMember     = `SELECT membership, reason FROM as_room_members WHERE room_key = $1 AND person = $2`
@@ -83,7 +93,7 @@ func scanUser(rows *sqldb.Rows) (u userRow, err error) {
 }
 
 func scanRoom(rows *sqldb.Rows) (x roomRow, err error) {
-	err = rows.Scan(&x.key, &x.room, &x.alias, &x.name, &x.parent, &x.ord, &x.power, &x.closed)
+	err = rows.Scan(&x.key, &x.room, &x.alias, &x.name, &x.parent, &x.ord, &x.power, &x.closed, &x.home, &x.creators, &x.rules, &x.inside, &x.told)
 	return x, err
 }
 
@@ -216,7 +226,11 @@ func (r *Reconciler) saveUser(ctx context.Context, u userRow) error {
 }
 
 func (r *Reconciler) saveRoom(ctx context.Context, x roomRow) error {
-	if err := r.exec(ctx, "recording a room", qSaveRoom, x.key, x.room, x.alias, x.name, x.parent, x.ord, x.power, x.closed, r.now()); err != nil {
+	if had, ok := r.row(x.key); !ok || had.room != x.room || had.closed != x.closed || had.home != x.home {
+		x.told = x.told && strings.HasPrefix(x.key, movedKey)
+	}
+	if err := r.exec(ctx, "recording a room", qSaveRoom, x.key, x.room, x.alias, x.name, x.parent, x.ord, x.power, x.closed, r.now(),
+		x.home, x.creators, x.rules, x.inside, x.told); err != nil {
 		return err
 	}
 	r.mu.Lock()

@@ -13,6 +13,7 @@ type userJob struct {
 	person *org.Person
 	row    userRow
 	isNew  bool
+	gone   bool // has left, or has the account at another site now
 	// password is the first password of a new account; reused tells that an earlier, cut off run has written it.
 	password string
 	reused   bool
@@ -26,12 +27,14 @@ func (x *run) usersPhase(ctx context.Context) error {
 		x.r.mu.RLock()
 		row, known := x.r.users[p.ID]
 		x.r.mu.RUnlock()
-		j := &userJob{person: p, row: row, isNew: !known}
+		j := &userJob{person: p, row: row, isNew: !known, gone: p.Status == org.StatusLeft || x.r.siteOf(p) != ""}
 		switch {
+		case !known && x.r.siteOf(p) != "":
+			continue
 		case !known && p.Working() && p.Localpart != "":
 			fresh = append(fresh, j)
-		case known && p.Status == org.StatusLeft && row.state != stateLocked && row.state != stateLocking,
-			known && p.Working() && (row.state != stateOf(p) || row.state == stateActive && row.name != p.Name):
+		case known && j.gone && row.state != stateLocked && row.state != stateLocking,
+			known && !j.gone && p.Working() && (row.state != stateOf(p) || row.state == stateActive && row.name != p.Name):
 		default:
 			continue
 		}
@@ -87,7 +90,7 @@ func (x *run) user(ctx context.Context, j *userJob) (err error) {
 			err = saveErr
 		}
 	}()
-	if p.Status == org.StatusLeft {
+	if j.gone {
 		if err := mx.LockUser(ctx, user, true); err != nil {
 			return fmt.Errorf("locking: %w", err)
 		}

@@ -26,7 +26,9 @@ func (r *Reconciler) look(ctx context.Context, tree *org.Tree) (*sight, error) {
 	r.mu.RLock()
 	rooms := make([]roomRow, 0, len(r.rooms))
 	for _, row := range r.rooms {
-		rooms = append(rooms, row)
+		if row.inside {
+			rooms = append(rooms, row)
+		}
 	}
 	var leavers []userRow
 	for _, u := range r.users {
@@ -35,10 +37,14 @@ func (r *Reconciler) look(ctx context.Context, tree *org.Tree) (*sight, error) {
 		}
 	}
 	r.mu.RUnlock()
+	states, err := r.readRoomSites(ctx)
+	if err != nil {
+		return nil, err
+	}
 	s := &sight{}
 	var mu sync.Mutex // guards members and s
 	x := &run{r: r, tree: tree, report: &Report{ByKind: map[string]int{}}}
-	x.wish = desire(tree, &r.opts, r.account)
+	x.wish = desire(tree, &r.opts, r.account, r.place())
 	err = each(ctx, x, rooms, func(ctx context.Context, row roomRow) error {
 		joined, err := r.mx.JoinedMembers(ctx, "", row.room)
 		if err != nil {
@@ -55,8 +61,8 @@ func (r *Reconciler) look(ctx context.Context, tree *org.Tree) (*sight, error) {
 			}
 		}
 		mu.Lock()
-		changes := r.compare(row.key, joined, went, members, wanted, x.hasLeft)
-		s.strangers += r.strangers(joined, members[row.key])
+		changes := r.compare(row, joined, went, members, wanted, x.hasLeft)
+		s.strangers += r.strangers(row, joined, members[row.key])
 		mu.Unlock()
 		if err := r.saveMembers(ctx, changes); err != nil {
 			return err
@@ -66,7 +72,12 @@ func (r *Reconciler) look(ctx context.Context, tree *org.Tree) (*sight, error) {
 				return err
 			}
 		}
-		if row.closed {
+		if row.home == "" {
+			if err := r.compareSites(ctx, row, joined, states[row.key]); err != nil {
+				return err
+			}
+		}
+		if row.closed || row.home != "" {
 			return nil
 		}
 		return r.compareState(ctx, row)
@@ -88,19 +99,42 @@ func (r *Reconciler) look(ctx context.Context, tree *org.Tree) (*sight, error) {
 }
 
 // strangers counts the joined members without a record: somebody with the right to has asked them in.
-func (r *Reconciler) strangers(joined map[id.UserID]mxclient.Member, rows map[string]memberRow) int {
+func (r *Reconciler) strangers(row roomRow, joined map[id.UserID]mxclient.Member, rows map[string]memberRow) int {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	n := 0
 	for user := range joined {
-		if user == r.mx.BotID() {
+		if r.isBot(user) || row.home != "" && user.Homeserver() != r.mx.ServerName() {
 			continue
 		}
-		if person, ok := r.people[user]; !ok || !rows[person].joined {
+		if person := r.personOf(user); person == "" || !rows[person].joined {
 			n++
 		}
 	}
 	return n
+}
+
+// compareSites mends the record of which sites' bots are in a room of this site.
+func (r *Reconciler) compareSites(ctx context.Context, row roomRow, joined map[id.UserID]mxclient.Member, states map[string]string) error {
+	if !r.many() {
+		return nil
+	}
+	for _, s := range r.opts.Sites.Others() {
+		_, in := joined[s.Bot]
+		state := states[s.Name]
+		switch {
+		case in && state != siteJoined:
+			state = siteJoined
+		case !in && state != "" && state != siteLeft: // an invitation that came to nothing is made again
+			state = siteLeft
+		default:
+			continue
+		}
+		if err := r.saveRoomSite(ctx, row.key, s.Name, state); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // compareNames forgets the recorded names that the homeserver does not show.
@@ -141,7 +175,7 @@ func (r *Reconciler) compareState(ctx context.Context, row roomRow) error {
 	if json.Unmarshal([]byte(row.power), &wanted) != nil || !reflect.DeepEqual(power, wanted) {
 		row.power = ""
 	}
-	if parent, ok := r.row(row.parent); ok {
+	if parent, ok := r.row(row.parent); ok && parent.home == "" {
 		var child struct {
 			Via []string `json:"via"`
 		}

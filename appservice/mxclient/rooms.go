@@ -53,6 +53,22 @@ func (c *Client) Join(ctx context.Context, user id.UserID, room id.RoomID) error
 	return c.Do(ctx, Request{Method: http.MethodPost, Path: Path(clientRooms, string(room), "join"), As: user}, nil)
 }
 
+// JoinVia makes user join a room that may be on other servers, through one of those named. It is tried once: who calls
+// it comes again.
+func (c *Client) JoinVia(ctx context.Context, user id.UserID, room id.RoomID, via ...string) error {
+	// Older servers know the other name.
+	q := url.Values{"via": via, "server_name": via}
+	return c.Do(ctx, Request{Method: http.MethodPost, Path: Path(clientV3+"/join", string(room)), Query: q, As: user, Once: true}, nil)
+}
+
+// InviteOnce makes the bot invite a user of another server; it is tried once.
+func (c *Client) InviteOnce(ctx context.Context, room id.RoomID, user id.UserID) error {
+	body := struct {
+		User id.UserID `json:"user_id"`
+	}{user}
+	return c.Do(ctx, Request{Method: http.MethodPost, Path: Path(clientRooms, string(room), "invite"), Body: body, Once: true}, nil)
+}
+
 // Invite invites user to the room.
 func (c *Client) Invite(ctx context.Context, by id.UserID, room id.RoomID, user id.UserID) error {
 	return c.member(ctx, by, room, "invite", user, "")

@@ -1,5 +1,5 @@
--- Several sites. home is the site that looks after a room, '' for this one; creators are the bots beside the own one that
--- made it; rules is whom its join rules name; inside tells whether this site's bot is in it; told, whether the other
+-- Several sites. home is the site that looks after a room, '' for this one; creators are the bots that made it beside the
+-- own one; rules is whom its join rules name; inside tells whether this site's bot is in it; told, whether the other
 -- sites know it as it is.
 ALTER TABLE as_rooms ADD COLUMN home TEXT NOT NULL DEFAULT '';
 ALTER TABLE as_rooms ADD COLUMN creators TEXT NOT NULL DEFAULT '';
@@ -20,6 +20,7 @@ CREATE TABLE as_room_announced (
     site       TEXT NOT NULL,
     room_id    TEXT NOT NULL,
     alias      TEXT NOT NULL,
+    creators   TEXT NOT NULL,
     closed     BOOLEAN NOT NULL,
     PRIMARY KEY (room_key, site)
 );
