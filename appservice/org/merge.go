@@ -16,10 +16,17 @@ type view struct {
 	removedUnits              []string
 }
 
+// Within reports whether all posts of a person are in the units or below them. People without a post are nowhere.
+func (t *Tree) Within(p *Person, units []string) bool {
+	return len(p.Posts) > 0 && !slices.ContainsFunc(p.Posts, func(post Post) bool {
+		return !slices.ContainsFunc(t.Path(post.Unit), func(u *Unit) bool { return slices.Contains(units, u.ID) })
+	})
+}
+
 // merge lays the import over the current tree (nil for none). Missing sheets and
 // columns leave the stored values; with removeMissing, units and people that are
 // not in a sheet the file does have are removed or leave today.
-func merge(cur *Tree, imp *Import, removeMissing bool, today string) *view {
+func merge(cur *Tree, imp *Import, removeMissing bool, below []string, today string) *view {
 	v := &view{units: map[string]*Unit{}, people: map[string]*Person{}}
 	if cur == nil {
 		cur = emptyTree()
@@ -37,7 +44,7 @@ func merge(cur *Tree, imp *Import, removeMissing bool, today string) *view {
 		if imp.hasUnits() {
 			v.absentUnits = append(v.absentUnits, u.ID)
 		}
-		if imp.hasUnits() && removeMissing {
+		if imp.hasUnits() && removeMissing && len(below) == 0 {
 			v.removedUnits = append(v.removedUnits, u.ID)
 			continue
 		}
@@ -45,11 +52,11 @@ func merge(cur *Tree, imp *Import, removeMissing bool, today string) *view {
 	}
 	resolveCodes(v.units, imp)
 	inheritSites(v.units)
-	mergePeople(v, cur, imp, removeMissing, today)
+	mergePeople(v, cur, imp, func(p *Person) bool { return removeMissing && (len(below) == 0 || cur.Within(p, below)) }, today)
 	return v
 }
 
-func mergePeople(v *view, cur *Tree, imp *Import, removeMissing bool, today string) {
+func mergePeople(v *view, cur *Tree, imp *Import, removeMissing func(*Person) bool, today string) {
 	codes := codesOf(v.units)
 	for _, p := range imp.People {
 		if _, double := v.people[p.ID]; double {
@@ -72,7 +79,7 @@ func mergePeople(v *view, cur *Tree, imp *Import, removeMissing bool, today stri
 			continue
 		}
 		v.absentPeople = append(v.absentPeople, p.ID)
-		if removeMissing {
+		if removeMissing(p) {
 			n.Left = today
 		}
 	}

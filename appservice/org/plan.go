@@ -28,6 +28,12 @@ const (
 	UnitRemoved    ChangeKind = "unit_removed"
 )
 
+// What the journal has besides the changes of plans.
+const (
+	EpochRaised ChangeKind = "epoch_raised" // the object is the new epoch
+	SitesNamed  ChangeKind = "sites_named"  // the object is the site that all accounts are at which were made before
+)
+
 func changeKinds() []ChangeKind {
 	return []ChangeKind{
 		UnitNew, UnitRestored, UnitMoved, UnitRenamed, UnitChanged,
@@ -79,6 +85,8 @@ type PlanOptions struct {
 	// MoveAccounts gives people of the file, whose main post is at another site than their account, an account
 	// there. The old account is closed and its messages stay where they are.
 	MoveAccounts bool
+	// Below bounds RemoveMissing to people all of whose posts are in these units or below them; no unit is removed.
+	Below []string
 }
 
 const (
@@ -108,6 +116,7 @@ type planner struct {
 	rule     LoginRule
 	reserved []string
 	head     string          // the head office's name, "" where there are no sites
+	replica  bool            // the head office is elsewhere
 	sites    map[string]bool // names of all sites
 	now      func() time.Time
 }
@@ -118,7 +127,7 @@ func (pl planner) plan(cur *Tree, imp *Import, opts PlanOptions) (*Plan, Problem
 		return nil, all
 	}
 	today := pl.now().Format(dateLayout)
-	v := merge(cur, imp, opts.RemoveMissing, today)
+	v := merge(cur, imp, opts.RemoveMissing, opts.Below, today)
 	if problems := check(cur, imp, v); len(problems) > 0 {
 		return nil, problems.sorted()
 	}
@@ -223,6 +232,21 @@ func (p *Plan) diffUnits() {
 	p.sort()
 }
 
+// personKind is what happens to a person of whom fields change.
+func personKind(old, n *Person) ChangeKind {
+	switch {
+	case old == nil:
+		return PersonNew
+	case n.Status == StatusLeft && old.Status != StatusLeft:
+		return PersonLeft
+	case n.Status != StatusLeft && old.Status == StatusLeft:
+		return PersonReturned
+	case n.Status != StatusLeft && !sameUnits(old, n):
+		return PersonMoved
+	}
+	return PersonChanged
+}
+
 func (p *Plan) diffPeople() {
 	for _, id := range sortedKeys(p.view.people) {
 		n := p.view.people[id]
@@ -235,16 +259,7 @@ func (p *Plan) diffPeople() {
 		if len(fields) == 0 {
 			continue
 		}
-		kind := PersonChanged
-		switch {
-		case n.Status == StatusLeft && old.Status != StatusLeft:
-			kind = PersonLeft
-		case n.Status != StatusLeft && old.Status == StatusLeft:
-			kind = PersonReturned
-		case n.Status != StatusLeft && !sameUnits(old, n):
-			kind = PersonMoved
-		}
-		p.add(kind, id, n.Name, fields)
+		p.add(personKind(old, n), id, n.Name, fields)
 	}
 	p.sort()
 }

@@ -104,7 +104,7 @@ func (rd *reader) finish() (*Import, Problems) {
 		rd.fail("no_sheet", place{}, "", "")
 	}
 	today := rd.opts.Now.Format(dateLayout)
-	v := merge(rd.opts.Current, imp, false, today)
+	v := merge(rd.opts.Current, imp, false, nil, today)
 	found := append(Problems{}, imp.problems...)
 	found = append(found, check(rd.opts.Current, imp, v)...)
 	return imp, found.sorted()

@@ -9,6 +9,8 @@ import (
 
 const (
 	qVersion      = `SELECT epoch, version FROM as_org_version`
+	qSetVersion   = `UPDATE as_org_version SET epoch = $1, version = $2, changed_at = $3 WHERE epoch = $4 AND version = $5`
+	qNameSites    = `UPDATE as_people SET site = $1, changed_at = $2 WHERE site = ''`
 	qRaiseVersion = `UPDATE as_org_version SET version = $1, changed_at = $2 WHERE version = $3`
 
 	qUnits = `SELECT id, parent_id, name, code, position, site, own_site, managers, no_room, contain_sub, removed_at
@@ -25,7 +27,7 @@ const (
 	qPutPerson = `INSERT INTO as_people
 		(id, localpart, name, mobile, email, manager, hired, left_on, status, admin, created_at, changed_at, site)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)
-		ON CONFLICT (id) DO UPDATE SET name = excluded.name, mobile = excluded.mobile, email = excluded.email,
+		ON CONFLICT (id) DO UPDATE SET localpart = excluded.localpart, name = excluded.name, mobile = excluded.mobile, email = excluded.email,
 		manager = excluded.manager, hired = excluded.hired, left_on = excluded.left_on, status = excluded.status,
 		admin = excluded.admin, changed_at = excluded.changed_at, site = excluded.site`
 
@@ -38,6 +40,8 @@ const (
 		VALUES ($1, $2, $3, $4, $5, $6, $7)`
 	qJournal = `SELECT seq, version, at, actor, kind, object_id, old_value, new_value FROM as_org_journal
 		WHERE seq < $1 ORDER BY seq DESC LIMIT $2`
+	qChangedSince = `SELECT MIN(kind), object_id FROM as_org_journal WHERE version > $1 GROUP BY SUBSTR(kind, 1, 4), object_id
+		ORDER BY MIN(seq)`
 )
 
 func putUnit(tx *sqldb.Tx, u *Unit, now int64) error {

@@ -30,6 +30,7 @@ type Store struct {
 	planner planner
 	mu      sync.Mutex // one Apply at a time
 	tree    atomic.Pointer[Tree]
+	changed func(*Tree)
 }
 
 // Option sets what a Store does not need to be told.
@@ -44,10 +45,11 @@ func WithReserved(localparts ...string) Option {
 	return func(s *Store) { s.planner.reserved = append(s.planner.reserved, localparts...) }
 }
 
-// WithSites names the head office and all sites of the company, which have a homeserver each.
-func WithSites(head string, all ...string) Option {
+// WithSites names this site, the head office and all sites of the company, which have a homeserver each. Anywhere but
+// at the head office the store holds a copy: Apply is refused.
+func WithSites(own, head string, all ...string) Option {
 	return func(s *Store) {
-		s.planner.head, s.planner.sites = head, map[string]bool{}
+		s.planner.head, s.planner.sites, s.planner.replica = head, map[string]bool{}, own != head
 		for _, name := range all {
 			s.planner.sites[name] = true
 		}
@@ -82,7 +84,7 @@ func NewStore(ctx context.Context, db *sqldb.DB, opts ...Option) (*Store, error)
 	if err := s.load(ctx); err != nil {
 		return nil, err
 	}
-	return s, nil
+	return s, s.nameSites(ctx)
 }
 
 func (s *Store) load(ctx context.Context) error {
@@ -119,6 +121,9 @@ func (s *Store) PlanWith(imp *Import, opts PlanOptions) (*Plan, Problems) {
 // PlanDue is what the calendar asks for: people whose day of leaving or of
 // beginning has come. Apply it once a day.
 func (s *Store) PlanDue() (*Plan, Problems) {
+	if s.planner.replica { // the head office has the same calendar
+		return &Plan{Base: s.Tree().Version, cur: s.Tree(), next: s.Tree()}, nil
+	}
 	return s.planner.plan(s.Tree(), &Import{}, PlanOptions{Force: true})
 }
 
@@ -136,12 +141,26 @@ func BuildTree(imp *Import, rule LoginRule, now time.Time) (*Tree, Problems) {
 // It fails with ErrMoved if the organisation is no longer what the plan was made
 // from. An empty plan changes nothing.
 func (s *Store) Apply(ctx context.Context, p *Plan, actor string) (*Tree, error) {
+	return s.ApplyWith(ctx, p, actor, nil)
+}
+
+// ApplyWith is Apply in one transaction with also, which is called for an empty plan too.
+func (s *Store) ApplyWith(ctx context.Context, p *Plan, actor string, also func(*sqldb.Tx) error) (*Tree, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.planner.replica {
+		return nil, ErrReplica
+	}
 	if p.Base != s.Tree().Version {
 		return nil, ErrMoved
 	}
+	if also == nil {
+		also = func(*sqldb.Tx) error { return nil }
+	}
 	if p.Empty() {
+		if err := s.db.Write(ctx, also); err != nil {
+			return nil, fmt.Errorf("applying the plan: %w", err)
+		}
 		return s.Tree(), nil
 	}
 	now := matrix.Millis(s.planner.now())
@@ -158,14 +177,26 @@ func (s *Store) Apply(ctx context.Context, p *Plan, actor string) (*Tree, error)
 				return fmt.Errorf("%s %s: %w", c.Kind, c.ID, err)
 			}
 		}
-		return nil
+		return also(tx)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("applying the plan: %w", err)
 	}
-	s.tree.Store(p.next)
+	s.publish(p.next)
 	return p.next, nil
 }
+
+// publish makes a tree the current one and tells who follows.
+func (s *Store) publish(t *Tree) {
+	s.tree.Store(t)
+	if s.changed != nil {
+		s.changed(t)
+	}
+}
+
+// OnChange has f called after another tree has become the current one. It is set before the store is used by others,
+// and f returns at once.
+func (s *Store) OnChange(f func(*Tree)) { s.changed = f }
 
 // write stores one change and its journal row.
 func (p *Plan) write(tx *sqldb.Tx, c Change, actor string, now int64) error {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // Tree is the whole organisation at one version. It never changes once made, so
@@ -30,6 +31,9 @@ type Tree struct {
 	deputies   map[string][]*Person
 	removed    map[string]*Unit
 	working    int
+
+	digestOnce sync.Once
+	digest     string
 }
 
 func emptyTree() *Tree { return newTree(0, nil, nil, nil) }

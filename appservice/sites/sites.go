@@ -81,7 +81,7 @@ func (o *Options) StoreOptions() []org.Option {
 			head = site.Name
 		}
 	}
-	return []org.Option{org.WithSites(head, names...)}
+	return []org.Option{org.WithSites(o.Own, head, names...)}
 }
 
 // Handler handles one message in the transaction that records it as handled. An error leaves the message waiting, and
