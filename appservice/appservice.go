@@ -70,6 +70,8 @@ type Options struct {
 	PrivateReceipts bool    // count private receipts in read lists
 	PasswordsDir    string  // folder of first passwords' files; "" makes accounts without a password
 
+	// SiteGrace is for how long other sites are left to remove their people from the rooms of this one; see derive.Options.
+	SiteGrace time.Duration
 	// Sites are the company's sites; Own and List are enough. Zero for a company of one site.
 	Sites sites.Options
 
@@ -176,6 +178,7 @@ func (s *Service) build(ctx context.Context) (err error) {
 		Company: o.Company, NoAllStaff: o.NoAllStaff, AllStaffName: o.AllStaffName, GroupSuffix: o.GroupSuffix,
 		Language: o.Language, Concurrency: o.Concurrency, UnitHistory: o.UnitHistory, Admins: admins,
 		PasswordsDir: o.PasswordsDir, PlainPasswords: o.ForeignHomeserver, Now: o.Now,
+		Sites: s.sites, Tree: s.store.Tree, Wake: func() { s.jobs.submit(false) }, Grace: o.SiteGrace,
 	})
 	if err != nil {
 		return err

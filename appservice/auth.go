@@ -119,13 +119,9 @@ func (o operator) Authenticate(*http.Request) (*httpapi.Caller, error) {
 	return &httpapi.Caller{User: matrix.UserID(o.bot), Admin: true}, nil
 }
 
-// personOf is the person behind a user of this server, nil if there is none.
+// personOf is the person behind a user of any site, nil if there is none.
 func (s *Service) personOf(user string) *org.Person {
-	u := id.UserID(user)
-	if u.Homeserver() != s.opts.ServerName {
-		return nil
-	}
-	return s.store.Tree().ByLocalpart(u.Localpart())
+	return s.sites.PersonOf(s.store.Tree(), id.UserID(user))
 }
 
 // isAdmin reports whether a user may do everything: by configuration, by the company file, or as the service itself.

@@ -148,6 +148,9 @@ func (s *Service) runJobs(ctx context.Context) {
 	retry := time.NewTimer(lastRetry)
 	retry.Stop()
 	defer retry.Stop()
+	again := time.NewTimer(lastRetry) // for what waits for other sites
+	again.Stop()
+	defer again.Stop()
 	midnight := time.NewTimer(s.untilMidnight())
 	defer midnight.Stop()
 	for {
@@ -157,6 +160,8 @@ func (s *Service) runJobs(ctx context.Context) {
 		case <-s.jobs.ready:
 		case <-retry.C:
 			s.jobs.submit(false)
+		case <-again.C:
+			s.jobs.submit(false)
 		case <-midnight.C:
 			midnight.Reset(s.untilMidnight())
 			s.due(ctx)
@@ -165,6 +170,10 @@ func (s *Service) runJobs(ctx context.Context) {
 			if s.runJob(ctx, j) {
 				wait = firstRetry
 				retry.Stop()
+				again.Stop()
+				if r := j.Status().Report; r != nil && r.Again > 0 {
+					again.Reset(r.Again)
+				}
 				continue
 			}
 			if ctx.Err() != nil {
@@ -184,7 +193,7 @@ func (s *Service) startJobs(ctx context.Context) error {
 		return nil // no company yet
 	}
 	pending, err := s.rooms.Pending(ctx, tree)
-	if err != nil || !pending {
+	if err != nil || !pending && !s.sites.Many() { // what came from other sites is not counted
 		return err
 	}
 	s.jobs.submit(false)
@@ -208,7 +217,7 @@ func (s *Service) runJob(ctx context.Context, j *Job) bool {
 	}
 	entry := log.WithField("tree_version", tree.Version)
 	if report != nil {
-		entry = entry.WithFields(log.Fields{"operations": report.Operations, "failed": report.Failed, "took_ms": report.Took.Milliseconds()})
+		entry = entry.WithFields(log.Fields{"operations": report.Operations, "failed": report.Failed, "waiting": report.Waiting, "took_ms": report.Took.Milliseconds()})
 	}
 	j.update(func(st *JobStatus) {
 		st.State, st.EndedAt, st.Report = JobDone, s.now().UnixMilli(), report

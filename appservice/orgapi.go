@@ -90,7 +90,7 @@ type unitView struct {
 }
 
 func (s *Service) ref(p *org.Person) personRef {
-	return personRef{p.ID, p.Name, s.mx.UserID(p.Localpart)}
+	return personRef{p.ID, p.Name, s.sites.UserOf(p)}
 }
 
 // viewer is who looks: the person of the caller, nil for an administrator who is none.

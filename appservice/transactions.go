@@ -142,11 +142,11 @@ func (s *Service) take(ctx context.Context, t *transaction) error {
 		if err := s.sites.Event(ctx, ev); err != nil {
 			return fmt.Errorf("sites: %w", err)
 		}
-		if err := s.rooms.OnMember(ctx, ev); err != nil {
-			return err
-		}
 	}
 	if len(events) > 0 {
+		if err := s.rooms.OnMembers(ctx, events); err != nil {
+			return fmt.Errorf("rooms: %w", err)
+		}
 		if err := s.lists.OnEvents(ctx, events); err != nil {
 			return fmt.Errorf("read lists: %w", err)
 		}

@@ -133,7 +133,9 @@ func (x *run) closedJobs(job func(string) *personJob) {
 	}
 }
 
-func isSpace(key string) bool { return strings.HasPrefix(key, "space:") || strings.HasPrefix(key, "site:") }
+func isSpace(key string) bool {
+	return strings.HasPrefix(key, "space:") || strings.HasPrefix(key, "site:")
+}
 
 // resolveDoubts asks for the members of the rooms in which the run that was cut off may have done more than it
 // could write down.

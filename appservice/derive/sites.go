@@ -26,9 +26,9 @@ const (
 
 // announced is a room as its home tells the other sites of it.
 type announced struct {
-	Key    string    `json:"key"`
-	Room   id.RoomID `json:"room_id"`
-	Alias  string    `json:"alias"`
+	Key   string    `json:"key"`
+	Room  id.RoomID `json:"room_id"`
+	Alias string    `json:"alias"`
 	// Creators are the bots that made the room, separated by spaces.
 	Creators string `json:"creators"`
 	Closed   bool   `json:"closed,omitempty"`
@@ -39,11 +39,11 @@ type announced struct {
 const maxAnnounced = 500
 
 const (
-	qToldRooms   = `UPDATE as_rooms SET told = TRUE WHERE room_key = $1`
-	qToldSites   = `SELECT site FROM as_sites_told`
-	qToldSite    = `INSERT INTO as_sites_told (site, told_at) VALUES ($1, $2) ON CONFLICT (site) DO NOTHING`
-	qAnnounced   = `SELECT room_key, site, room_id, alias, creators, closed FROM as_room_announced ORDER BY room_key, site`
-	qAnnounce    = `INSERT INTO as_room_announced (room_key, site, room_id, alias, creators, closed) VALUES ($1, $2, $3, $4, $5, $6)
+	qToldRooms = `UPDATE as_rooms SET told = TRUE WHERE room_key = $1`
+	qToldSites = `SELECT site FROM as_sites_told`
+	qToldSite  = `INSERT INTO as_sites_told (site, told_at) VALUES ($1, $2) ON CONFLICT (site) DO NOTHING`
+	qAnnounced = `SELECT room_key, site, room_id, alias, creators, closed FROM as_room_announced ORDER BY room_key, site`
+	qAnnounce  = `INSERT INTO as_room_announced (room_key, site, room_id, alias, creators, closed) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (room_key, site) DO UPDATE SET room_id = excluded.room_id, alias = excluded.alias, creators = excluded.creators, closed = excluded.closed`
 	qForgetRoom  = `DELETE FROM as_rooms WHERE room_key = $1`
 	qRekeyPeople = `UPDATE as_room_members SET room_key = $2 WHERE room_key = $1`

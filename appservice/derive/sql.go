@@ -67,10 +67,10 @@ type stateRow struct {
 }
 
 const (
-	qUsers      = `SELECT person, localpart, name, state FROM as_users`
-	qSaveUser   = `INSERT INTO as_users (person, localpart, name, state, changed_at) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (person) DO UPDATE SET localpart = excluded.localpart, name = excluded.name, state = excluded.state, changed_at = excluded.changed_at`
-	qRooms      = `SELECT room_key, room_id, alias, name, parent, ord, power, closed, home, creators, rules, inside, told FROM as_rooms`
-	qSaveRoom   = `INSERT INTO as_rooms (room_key, room_id, alias, name, parent, ord, power, closed, created_at, home, creators, rules, inside, told)
+	qUsers    = `SELECT person, localpart, name, state FROM as_users`
+	qSaveUser = `INSERT INTO as_users (person, localpart, name, state, changed_at) VALUES ($1, $2, $3, $4, $5) ON CONFLICT (person) DO UPDATE SET localpart = excluded.localpart, name = excluded.name, state = excluded.state, changed_at = excluded.changed_at`
+	qRooms    = `SELECT room_key, room_id, alias, name, parent, ord, power, closed, home, creators, rules, inside, told FROM as_rooms`
+	qSaveRoom = `INSERT INTO as_rooms (room_key, room_id, alias, name, parent, ord, power, closed, created_at, home, creators, rules, inside, told)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT (room_key) DO UPDATE SET
 		room_id = excluded.room_id, alias = excluded.alias, name = excluded.name, parent = excluded.parent, ord = excluded.ord, power = excluded.power,
 		closed = excluded.closed, home = excluded.home, creators = excluded.creators, rules = excluded.rules, inside = excluded.inside, told = excluded.told`
