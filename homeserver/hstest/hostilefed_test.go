@@ -99,7 +99,10 @@ func sign(r *http.Request, key *serverkeys.Own, to matrix.ServerName, body []byt
 
 // seal gives an event the hash and the signature that make it the bad server's;
 // what cannot be sealed stays as it is.
-func (p *peer) seal(event []byte) []byte {
+func (p *peer) seal(event []byte) []byte { return p.sealAs("12", event) }
+
+// sealAs is seal for an event of a room of some version.
+func (p *peer) sealAs(room gomatrixserverlib.RoomVersion, event []byte) []byte {
 	if !gjson.ParseBytes(event).IsObject() {
 		return event
 	}
@@ -120,7 +123,7 @@ func (p *peer) seal(event []byte) []byte {
 	if err != nil {
 		return event
 	}
-	version, err := gomatrixserverlib.GetRoomVersion("12")
+	version, err := gomatrixserverlib.GetRoomVersion(room)
 	if err != nil {
 		return event
 	}

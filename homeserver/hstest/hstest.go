@@ -42,6 +42,7 @@ type Server struct {
 	served bool // fed has been used up
 	tls    *tls.Config
 	web    net.Listener
+	watch  func(Exchange)
 }
 
 // patience is how long something is waited for that has to come.
@@ -140,7 +141,7 @@ func (s *Server) Heal() {
 		}
 	}
 	s.served = true
-	s.feds = &http.Server{Handler: s.FederationHandler(), ErrorLog: stdlog.New(io.Discard, "", 0)}
+	s.feds = &http.Server{Handler: s.watched(s.FederationHandler()), ErrorLog: stdlog.New(io.Discard, "", 0)}
 	go s.feds.Serve(tls.NewListener(l, s.tls))
 }
 

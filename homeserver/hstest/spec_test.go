@@ -25,6 +25,7 @@ type operation struct {
 	rateLimited            bool
 	query                  []string // its parameters; "!" behind those that are needed
 	responses              map[int]response
+	request                *jsonschema.Schema // nil: not told
 }
 
 type response struct {
@@ -32,16 +33,17 @@ type response struct {
 	schema *jsonschema.Schema
 }
 
-// apiSpec is the client-server API.
+// apiSpec is an API of the specification.
 type apiSpec struct {
 	ops   []*operation // in the order of the table
 	byID  map[string]*operation
 	error *jsonschema.Schema
+	edus  map[string]*jsonschema.Schema // by type
 }
 
 // quirks are places where the OpenAPI files of v1.19 contradict themselves or the
 // text. Each is one replacement in the data.
-var quirks = []struct{ why, old, new string }{
+var quirks = []quirk{
 	{
 		"getAuthMetadata: the actions are those that the specification defines; clients of today look for the names of before v1.18 as well",
 		`"enum":["org.matrix.profile","org.matrix.devices_list","org.matrix.device_view","org.matrix.device_delete","org.matrix.account_deactivate","org.matrix.cross_signing_reset"]`,
@@ -58,14 +60,20 @@ var quirks = []struct{ why, old, new string }{
 	},
 }
 
-// loadSpec reads testdata/spec; see the NOTICE there.
-func loadSpec(t testing.TB) *apiSpec {
+// loadSpec is the client-server API.
+func loadSpec(t testing.TB) *apiSpec { return readSpec(t, "client-server", "responses.json", quirks) }
+
+// quirk is a replacement in the data of the specification.
+type quirk struct{ why, old, new string }
+
+// readSpec reads testdata/spec; see the NOTICE there.
+func readSpec(t testing.TB, api, name string, quirks []quirk) *apiSpec {
 	t.Helper()
 	table, err := os.ReadFile("testdata/spec/endpoints.tsv")
 	if err != nil {
 		t.Fatal(err)
 	}
-	data, err := os.ReadFile("testdata/spec/responses.json")
+	data, err := os.ReadFile("testdata/spec/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,10 +92,10 @@ func loadSpec(t testing.TB) *apiSpec {
 	if err := c.AddResource("spec.json", doc); err != nil {
 		t.Fatal(err)
 	}
-	s := &apiSpec{byID: map[string]*operation{}, error: c.MustCompile("spec.json#/$defs/error")}
+	s := &apiSpec{byID: map[string]*operation{}, edus: map[string]*jsonschema.Schema{}, error: c.MustCompile("spec.json#/$defs/error")}
 	for line := range strings.Lines(string(table)) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if f[0] != "client-server" {
+		if f[0] != api {
 			continue
 		}
 		op := &operation{method: f[1], path: f[2], id: f[3], auth: f[4], rateLimited: f[5] == "yes", responses: map[int]response{}}
@@ -95,9 +103,11 @@ func loadSpec(t testing.TB) *apiSpec {
 		s.byID[op.id] = op
 	}
 	var file struct {
+		EDUs       map[string]json.RawMessage `json:"edus"`
 		Operations []struct {
-			ID        string   `json:"id"`
-			Query     []string `json:"query"`
+			ID        string          `json:"id"`
+			Query     []string        `json:"query"`
+			Request   json.RawMessage `json:"request"`
 			Responses map[string]struct {
 				Types  []string        `json:"types"`
 				Schema json.RawMessage `json:"schema"`
@@ -107,8 +117,14 @@ func loadSpec(t testing.TB) *apiSpec {
 	if err := json.Unmarshal(data, &file); err != nil {
 		t.Fatal(err)
 	}
+	for name := range file.EDUs {
+		s.edus[name] = c.MustCompile("spec.json#/edus/" + name)
+	}
 	for i, o := range file.Operations {
 		s.byID[o.ID].query = o.Query
+		if o.Request != nil {
+			s.byID[o.ID].request = c.MustCompile(fmt.Sprintf("spec.json#/operations/%d/request", i))
+		}
 		for code, r := range o.Responses {
 			status, err := strconv.Atoi(code)
 			if err != nil {
