@@ -196,9 +196,13 @@ func (s *Service) buildFeatures(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
+	bots := make([]string, 0, len(s.sites.All()))
+	for _, site := range s.sites.All() {
+		bots = append(bots, string(site.Bot))
+	}
 	s.lists, err = readlist.New(ctx, s.db, readlist.Options{
 		Roster: roster{s}, Homeserver: s.mx, Outbox: s.outbox, Lang: book, Auditors: o.Admins, IsAdmin: s.isAdmin,
-		CountPrivate: o.PrivateReceipts, Location: o.Location, BaseURL: o.PublicURL, Now: o.Now,
+		Bots: bots, Lag: s.lagOf, CountPrivate: o.PrivateReceipts, Location: o.Location, BaseURL: o.PublicURL, Now: o.Now,
 	})
 	if err != nil {
 		return fmt.Errorf("read lists: %w", err)
@@ -214,6 +218,19 @@ func (s *Service) buildFeatures(ctx context.Context) error {
 	return nil
 }
 
+// lagOf is how far this site is behind another one, for read lists.
+func (s *Service) lagOf(name string) (readlist.Lag, bool) {
+	if !s.sites.Many() || name == s.sites.Own().Name {
+		return readlist.Lag{}, false
+	}
+	lag := s.sites.Lag(s.sites.Named(name))
+	out := readlist.Lag{Behind: lag.Behind.Milliseconds()}
+	if !lag.Heard.IsZero() {
+		out.HeardAt = lag.Heard.UnixMilli()
+	}
+	return out, true
+}
+
 // roster finds people for the read lists.
 type roster struct{ s *Service }
 
@@ -224,6 +241,10 @@ func (r roster) PersonOf(user string) (readlist.Person, bool) {
 		return readlist.Person{}, false
 	}
 	out := readlist.Person{ID: p.ID, Name: p.Name, Gone: p.Status == org.StatusLeft}
+	if r.s.sites.Many() {
+		site := r.s.sites.SiteOf(p)
+		out.Site, out.Elsewhere = site.Name, site.Name != r.s.sites.Own().Name
+	}
 	if u := r.s.store.Tree().Unit(p.MainPost().Unit); u != nil {
 		out.Unit = u.Name
 	}

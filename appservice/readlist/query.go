@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	log "github.com/sirupsen/logrus"
 	"maunium.net/go/mautrix/id"
@@ -60,6 +61,8 @@ type Page struct {
 	SentAt      int64    `json:"sent_at"`
 	EditedAt    int64    `json:"edited_at,omitempty"`
 	Redacted    bool     `json:"redacted,omitempty"`
+	// LagBySite has the other sites of which somebody is among the receivers.
+	LagBySite map[string]Lag `json:"lag_by_site,omitempty"`
 	Readers     []Reader `json:"readers"`
 	Next        string   `json:"next_cursor,omitempty"`
 }
@@ -191,6 +194,7 @@ func (l *Lists) judge(r *room, e *event, pos, i int32) string {
 // fill counts everybody in one pass and takes a page of one list. It returns which entries of the page have their time
 // of reading in the database only. The caller holds the room's lock.
 func (l *Lists) fill(r *room, e *event, pos int32, state string, after int32, limit int, page *Page) (missing []int) {
+	seen := map[string]bool{}
 	for i := range int32(len(r.users)) {
 		is := l.judge(r, e, pos, i)
 		switch is {
@@ -203,6 +207,7 @@ func (l *Lists) fill(r *room, e *event, pos int32, state string, after int32, li
 		case Left:
 			page.TotalLeft++
 		}
+		l.lag(r.users[i], page, seen)
 		if is != state || i <= after || limit == 0 {
 			continue
 		}
@@ -222,6 +227,28 @@ func (l *Lists) fill(r *room, e *event, pos int32, state string, after int32, li
 		page.Readers = append(page.Readers, rd)
 	}
 	return missing
+}
+
+// lag adds how far the site of a receiver may be behind; each server is looked at once.
+func (l *Lists) lag(user string, page *Page, seen map[string]bool) {
+	if l.opts.Lag == nil {
+		return
+	}
+	_, server, _ := strings.Cut(user, ":")
+	if seen[server] {
+		return
+	}
+	p, ok := l.opts.Roster.PersonOf(user)
+	if !ok {
+		return
+	}
+	seen[server] = true
+	if lag, ok := l.opts.Lag(p.Site); ok && p.Elsewhere {
+		if page.LagBySite == nil {
+			page.LagBySite = map[string]Lag{}
+		}
+		page.LagBySite[p.Site] = lag
+	}
 }
 
 // oldMoves reads times of reading that are no longer in memory. Where they have been dropped, none is given.

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,7 +77,7 @@ func (l *Lists) answer(ctx context.Context, ev *mxclient.Event) error {
 		return nil
 	}
 	asker, ok := l.opts.Roster.PersonOf(ev.Sender)
-	if !ok || asker.Gone {
+	if !ok || asker.Gone || asker.Elsewhere { // who asks elsewhere is answered there
 		return nil
 	}
 	if done, err := l.opts.Outbox.ByKey(ctx, answerKey(ev)); err != nil || done != nil {
@@ -129,6 +131,7 @@ func (l *Lists) describe(ctx context.Context, roomID, eventID string, v Viewer, 
 			sent := l.clockTime(page.SentAt, page.AsOf)
 			now := time.UnixMilli(page.AsOf).In(l.opts.Location).Format("15:04:05")
 			fmt.Fprintf(&b, in.Pick("%s 发送的消息，截至 %s：", "Message sent %s, as of %s:"), sent, now)
+			lags(&b, page, in)
 		}
 		if count == 0 && state == Left {
 			continue
@@ -165,6 +168,18 @@ func (l *Lists) names(b *strings.Builder, page *Page, in lang.Lang) {
 	}
 	if page.Next != "" {
 		b.WriteString(in.Pick(" ……", ", ..."))
+	}
+}
+
+// longLag is from which lag on people are told of it.
+const longLag = time.Minute
+
+// lags names the sites of which the newest may not have come.
+func lags(b *strings.Builder, page *Page, in lang.Lang) {
+	for _, site := range slices.Sorted(maps.Keys(page.LagBySite)) {
+		if behind := time.Duration(page.LagBySite[site].Behind) * time.Millisecond; behind >= longLag {
+			fmt.Fprintf(b, in.Pick("\n%s 已 %s 没有联系，其名单可能不是最新的", "\n%s has not been heard of for %s, its people may have read more"), site, in.Duration(behind.Truncate(time.Second)))
+		}
 	}
 }
 

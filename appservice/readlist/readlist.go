@@ -41,6 +41,10 @@ type Person struct {
 	Name string `json:"name"`
 	Unit string `json:"unit,omitempty"`
 	Gone bool   `json:"-"` // has left the company
+	// Site is the site that has the person's account, "" where there is one only.
+	Site string `json:"site,omitempty"`
+	// Elsewhere tells that this is another site, whose service speaks to the person.
+	Elsewhere bool `json:"-"`
 }
 
 // Roster finds the person behind a user ID.
@@ -56,6 +60,14 @@ type Homeserver interface {
 	StateAll(ctx context.Context, as id.UserID, room id.RoomID) ([]*mxclient.Event, error)
 }
 
+// Lag says how far this site may be behind what people of another site have done.
+type Lag struct {
+	// Behind is how old what is known of the site may be, in milliseconds; 0 when it answers.
+	Behind int64 `json:"behind_ms"`
+	// HeardAt is when it was last heard of, 0 for never.
+	HeardAt int64 `json:"heard_at,omitempty"`
+}
+
 // Options are what Lists need. Roster and Homeserver must be given, and Outbox and Lang for the bot to answer people.
 type Options struct {
 	Roster     Roster
@@ -69,6 +81,8 @@ type Options struct {
 	CountPrivate bool
 	Retain       time.Duration  // how long times of reading are kept; 0 is 90 days
 	Location     *time.Location // of times told to people; nil is UTC+8
+	// Lag tells of another site, by its name; nil where there is one site.
+	Lag          func(site string) (Lag, bool)
 	BaseURL      string         // where the API is reached, for the bot's hint at the whole list
 	Budget       int            // bytes of rooms kept in memory, about; 0 is 64 MiB
 	Now          matrix.Now
