@@ -119,6 +119,7 @@ func (h *Homeserver) check(bad report, acme bool) {
 	for _, u := range h.RTC.LiveKit {
 		checkURL(bad, "homeserver.rtc.livekit", u)
 	}
+	h.RTC.SFU.check(bad)
 	if h.RTC.MaxDelay <= 0 {
 		bad("homeserver.rtc.max_delay", "it must be above 0", "write it such as 24h")
 	}
@@ -209,6 +210,25 @@ func (s *Support) check(bad report) {
 		if c.User != "" {
 			checkUser(bad, "homeserver.support.contacts", c.User)
 		}
+	}
+}
+
+func (s *SFU) check(bad report) {
+	if s.URL == "" {
+		if s.Key != "" || s.Secret != "" {
+			bad("homeserver.rtc.sfu.url", "there is a key, but no server that it is for", "set it such as wss://sfu.example.org")
+		}
+		return
+	}
+	u, err := url.Parse(s.URL)
+	if err != nil || u.Scheme != "wss" && u.Scheme != "ws" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		bad("homeserver.rtc.sfu.url", fmt.Sprintf("%q is not the address of a LiveKit server", s.URL), "write it such as wss://sfu.example.org")
+	}
+	if s.Key == "" {
+		bad("homeserver.rtc.sfu.api_key", "it is missing", "write the name of a key of the LiveKit server's configuration")
+	}
+	if len(s.Secret) < 32 {
+		bad("homeserver.rtc.sfu.api_secret", "the LiveKit server takes no secret of less than 32 characters", "make one with: openssl rand -base64 36")
 	}
 }
 

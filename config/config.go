@@ -248,8 +248,16 @@ type PolicyServer struct {
 // RTC is what calls of groups need.
 type RTC struct {
 	LiveKit      []string `yaml:"livekit" doc:"Addresses of the services that let people into the company's LiveKit servers, such as https://rtc.example.org/livekit/jwt. Clients are told of them; with none they can make no calls of groups."`
+	SFU          SFU      `yaml:"sfu" doc:"The company's LiveKit server, if Carillon itself is to let people into it: members of a room into the room's calls, also those of other servers. Then no other service is needed for that."`
 	MaxDelay     Duration `yaml:"max_delay" default:"24h" doc:"Longest delay of an event that a client wants sent later."`
 	MaxScheduled int      `yaml:"max_scheduled" default:"100" doc:"Events that one user may have scheduled at a time. 0: none, then a call does not notice that a client has gone silent."`
+}
+
+// SFU is a LiveKit server.
+type SFU struct {
+	URL    string `yaml:"url" doc:"Where clients connect, such as wss://sfu.example.org. The server takes API calls there, too."`
+	Key    string `yaml:"api_key" doc:"Name of a key of the LiveKit server's configuration."`
+	Secret Secret `yaml:"api_secret" doc:"That key's secret, of at least 32 characters."`
 }
 
 // AppService holds the settings of the enterprise service.

@@ -27,7 +27,7 @@ var floors = []struct {
 	{3, []string{"events", "state", "hub", "sticky", "rooms", "partstest"}},
 	{4, []string{
 		"history", "profiles", "sso", "oauth", "receipts", "typing", "presence", "subscriptions", "push", "relations",
-		"search", "directory", "spaces", "media", "previews", "moderation", "notices", "threepids", "delayed", "policy",
+		"search", "directory", "spaces", "media", "previews", "moderation", "notices", "threepids", "delayed", "policy", "livekit",
 	}},
 	{5, []string{"clientsync", "slidingsync", "oldsync", "federation", "applications"}},
 	{6, []string{""}},
@@ -53,6 +53,7 @@ var onlyIn = []struct {
 	{"github.com/alecthomas/kong", []string{"cmd/"}},
 	{"github.com/schollz/progressbar/v3", []string{"cmd/"}},
 	{module + "config", []string{"cmd/", "homeserver", "appservice"}},
+	{"github.com/go-jose/go-jose/v4/", []string{"homeserver/livekit"}},
 	{module + "homeserver/mail/mailtest", nil},
 	{module + "homeserver/hstest", nil},
 	{module + "homeserver/partstest", nil},

@@ -340,6 +340,10 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 
+	if err := s.calls(ctx, fed, remote); err != nil {
+		return err
+	}
+
 	if o.Notices != nil {
 		no := *o.Notices
 		no.Server = o.ServerName

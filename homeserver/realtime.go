@@ -3,6 +3,7 @@ package homeserver
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/accounts"
@@ -10,6 +11,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/federation"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
+	"github.com/carillon-chat/carillon/homeserver/livekit"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/policy"
 )
@@ -51,6 +53,9 @@ type Realtime struct {
 	// Transports are the servers for calls, as clients get them; each an object
 	// with a type.
 	Transports []json.RawMessage
+	// The company's LiveKit server, where this server lets people into it itself:
+	// see livekit.Options.
+	LiveKitURL, LiveKitKey, LiveKitSecret string
 }
 
 // realtime builds delayed events.
@@ -68,6 +73,27 @@ func (s *Server) realtime(ctx context.Context, acc *accounts.Accounts, store *ev
 	s.api.Add(d.Routes()...)
 	s.api.Add(s.transports()...)
 	s.runs = append(s.runs, run{"delayed events", d.Run}, run{"sticky events", s.rooms.Sticky().Run})
+	return nil
+}
+
+// calls builds what lets people into the LiveKit servers, this company's and others'.
+func (s *Server) calls(ctx context.Context, fed *federation.Federation, remote *federation.Remote) error {
+	o := &s.opts
+	lo := livekit.Options{
+		Server: o.ServerName, URL: o.Realtime.LiveKitURL, Key: o.Realtime.LiveKitKey, Secret: o.Realtime.LiveKitSecret,
+		Whose: fed.OpenIDUser, Now: o.Now,
+	}
+	if o.Federation.Enabled {
+		lo.Ask = func(ctx context.Context, server matrix.ServerName, body any) (t livekit.Ticket, err error) {
+			err = remote.CallToken(ctx, server, body, &t)
+			return t, err
+		}
+	}
+	k, err := livekit.New(ctx, s.db, s.rooms, lo)
+	if err != nil {
+		return err
+	}
+	s.api.Add(k.Routes()...)
 	return nil
 }
 
@@ -93,9 +119,17 @@ func (s *Server) transports() []httpapi.Route {
 	}}
 }
 
+// rtcTransports are the transports that clients are told of. Those that know no
+// endpoints of the homeserver for them find a service at the address that is named.
 func (s *Server) rtcTransports() []json.RawMessage {
-	if s.opts.Realtime.Transports == nil {
-		return []json.RawMessage{}
+	list := []json.RawMessage{}
+	if s.opts.Realtime.LiveKitURL != "" {
+		own := map[string]string{"type": "livekit"}
+		if base := strings.TrimSuffix(s.opts.PublicURL, "/"); base != "" {
+			own["livekit_service_url"] = base + livekit.Base
+		}
+		b, _ := json.Marshal(own) // strings cannot fail
+		list = append(list, b)
 	}
-	return s.opts.Realtime.Transports
+	return append(list, s.opts.Realtime.Transports...)
 }

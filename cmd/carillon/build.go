@@ -114,6 +114,7 @@ func realtime(opts *homeserver.Options, c *config.RTC) error {
 	if c.MaxScheduled == 0 {
 		opts.Realtime.MaxScheduled = -1
 	}
+	opts.Realtime.LiveKitURL, opts.Realtime.LiveKitKey, opts.Realtime.LiveKitSecret = c.SFU.URL, c.SFU.Key, c.SFU.Secret.Value()
 	for _, u := range c.LiveKit {
 		t, err := json.Marshal(map[string]string{"type": "livekit", "livekit_service_url": u})
 		if err != nil {

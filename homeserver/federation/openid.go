@@ -1,13 +1,16 @@
 package federation
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
 	"time"
 
+	"github.com/carillon-chat/carillon/homeserver/fedclient"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -67,15 +70,39 @@ func (f *Federation) serveUserInfo(c *httpapi.Call) (any, error) {
 	if token == "" {
 		return nil, matrix.MissingToken()
 	}
-	var user matrix.UserID
-	err := f.db.Read(c.Ctx(), func(tx *sqldb.Tx) error {
+	user, err := f.OpenIDUser(c.Ctx(), f.own, token)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"sub": user}, nil
+}
+
+// OpenIDUser finds whose token it is that a server has given, this one or another:
+// M_UNKNOWN_TOKEN, or what the other server says, where it is nobody's.
+func (f *Federation) OpenIDUser(ctx context.Context, server matrix.ServerName, token string) (user matrix.UserID, err error) {
+	if server != f.own {
+		var out struct {
+			User matrix.UserID `json:"sub"`
+		}
+		err := f.parts.Client.JSON(ctx, fedclient.Request{
+			Method: http.MethodGet, Server: server, Path: path("v1", "openid", "userinfo"), Query: url.Values{"access_token": {token}}, MaxBody: 64 << 10,
+		}, &out)
+		if err != nil {
+			return "", err
+		}
+		if _, err := matrix.ParseUserID(string(out.User)); err != nil {
+			return "", matrix.NewError(http.StatusBadGateway, "M_UNKNOWN", "%s returned no user ID", server)
+		}
+		return out.User, nil
+	}
+	err = f.db.Read(ctx, func(tx *sqldb.Tx) error {
 		return tx.QueryRow(qOpenID, tokenHash(token), matrix.Millis(f.parts.Now())).Scan(&user)
 	})
 	if errors.Is(err, sqldb.ErrNoRows) {
-		return nil, matrix.UnknownToken(false)
+		return "", matrix.UnknownToken(false)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading an OpenID token: %w", err)
+		return "", fmt.Errorf("reading an OpenID token: %w", err)
 	}
-	return map[string]any{"sub": user}, nil
+	return user, nil
 }
