@@ -116,6 +116,7 @@ func (h *Homeserver) check(bad report, acme bool) {
 	h.TURN.check(bad)
 	h.Notices.check(bad)
 	checkRange(bad, "homeserver.policy_server.per_minute", int64(h.PolicyServer.PerMinute), 0, 100_000, "events; 60 is much for a person")
+	h.Metrics.check(bad)
 	for _, u := range h.RTC.LiveKit {
 		checkURL(bad, "homeserver.rtc.livekit", u)
 	}
@@ -124,6 +125,23 @@ func (h *Homeserver) check(bad report, acme bool) {
 		bad("homeserver.rtc.max_delay", "it must be above 0", "write it such as 24h")
 	}
 	checkRange(bad, "homeserver.rtc.max_scheduled", int64(h.RTC.MaxScheduled), 0, 100_000, "events; 100 is usual")
+}
+
+func (m *Metrics) check(bad report) {
+	if m.Listen == "" {
+		if m.Token != "" {
+			bad("homeserver.metrics.token", "nothing is shown that it could guard", "set homeserver.metrics.listen, such as 127.0.0.1:9008")
+		}
+		return
+	}
+	checkListen(bad, "homeserver.metrics.listen", m.Listen)
+	host, _, err := net.SplitHostPort(m.Listen)
+	if err != nil || m.Token != "" || host == "localhost" {
+		return
+	}
+	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+		bad("homeserver.metrics.token", "the figures could be read by everybody who reaches the address", "set a token, best as file: or env:, or listen on 127.0.0.1")
+	}
 }
 
 func (n *Notices) check(bad report) {

@@ -75,7 +75,14 @@ type Homeserver struct {
 	Support      Support      `yaml:"support" doc:"Whom to turn to about this server: /.well-known/matrix/support."`
 	Notices      Notices      `yaml:"server_notices" doc:"Notices that administrators send to people in the server's own name; each person gets them in a room of his own."`
 	PolicyServer PolicyServer `yaml:"policy_server" doc:"This server as a policy server: rooms that name it show it every event before it is sent, and what it does not sign is shown to nobody. Its key is in data_dir/policy_server.key; clients find it at /.well-known/matrix/policy_server."`
+	Metrics      Metrics      `yaml:"metrics" doc:"Figures for the operator's monitoring: process, database, requests, and the way to each other server."`
 	RTC          RTC          `yaml:"rtc" doc:"Calls of groups, such as those of Element Call, and the delayed events that they need."`
+}
+
+// Metrics says where figures are shown.
+type Metrics struct {
+	Listen string `yaml:"listen" doc:"Address of its own, such as 127.0.0.1:9008, where GET /metrics answers in the text format of Prometheus. It is plain HTTP: let it be reached by the monitoring alone. Empty: nothing is shown."`
+	Token  Secret `yaml:"token" doc:"What a reader has to send as \"Authorization: Bearer ...\". Needed where listen is not on this machine alone."`
 }
 
 // Federation holds the settings for talking with other homeservers.

@@ -21,7 +21,7 @@ var floors = []struct {
 	floor int
 	pkgs  []string
 }{
-	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "httpapi", "httpapi/httpapitest", "pages", "mail", "mail/mailtest"}},
+	{0, []string{"matrix", "gate", "sqldb", "sqldb/sqldbtest", "stream", "metrics", "httpapi", "httpapi/httpapitest", "pages", "mail", "mail/mailtest"}},
 	{1, []string{"serverkeys", "fedclient", "browser"}},
 	{2, []string{"accounts", "devices", "e2ee", "accountdata"}},
 	{3, []string{"events", "state", "hub", "sticky", "rooms", "partstest"}},
@@ -49,6 +49,7 @@ var onlyIn = []struct {
 		"homeserver/federation", "homeserver/fedclient", "homeserver/serverkeys",
 	}},
 	{"maunium.net/go/mautrix/", []string{"appservice/", "bridges/", "homeserver/hstest"}},
+	{"github.com/prometheus/client_golang/", []string{"homeserver/metrics", "homeserver/federation", "homeserver"}},
 	{"github.com/wneessen/go-mail", []string{"homeserver/mail"}},
 	{"github.com/alecthomas/kong", []string{"cmd/"}},
 	{"github.com/schollz/progressbar/v3", []string{"cmd/"}},

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	log "github.com/sirupsen/logrus"
 
 	"github.com/carillon-chat/carillon/homeserver/accountdata"
@@ -70,6 +71,7 @@ type Server struct {
 	askPolicy func(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error)
 	mayChange bool // people may change their addresses themselves
 	client    *fedclient.Client
+	figures   *prometheus.Registry // nil where nobody reads them
 	runs      []run
 }
 
@@ -107,7 +109,7 @@ func (s *Server) build(ctx context.Context) error {
 		return err
 	}
 	s.log = l
-	s.api = httpapi.New(httpapi.Options{RateLimits: o.RateLimits, TrustedProxies: o.TrustedProxies, Now: o.Now})
+	s.api = httpapi.New(httpapi.Options{RateLimits: o.RateLimits, TrustedProxies: o.TrustedProxies, Now: o.Now, Observe: s.measure()})
 	s.hub = hub.New(l, o.ServerName)
 
 	// Keys, and the way to other servers.
@@ -335,6 +337,7 @@ func (s *Server) build(ctx context.Context) error {
 	fed, err := federation.New(ctx, db, l, federation.Parts{
 		Client: s.client, Hub: s.hub, Rooms: r, Events: store, Receipts: rec, Typing: typ, Presence: pres,
 		Keys: crypto, Profiles: prof, Directory: dir, Media: files, Version: o.Version, Now: o.Now,
+		Metrics: s.registerer(),
 	})
 	if err != nil {
 		return err

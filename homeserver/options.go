@@ -47,6 +47,7 @@ type Options struct {
 	PublicURL    string // for /.well-known/matrix/client
 	AllUsers     bool   // the user directory finds everybody of this server
 	InsecurePush bool   // push gateways may be plain HTTP
+	Metrics      bool   // figures are kept for Server.Metrics
 	// ThreadRules and LegacyMentions add predefined push rules; see push.Options.
 	ThreadRules, LegacyMentions bool
 	Now                         matrix.Now

@@ -137,6 +137,7 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		Passwords:   accounts.PasswordCost{MemoryKiB: uint32(h.Passwords.Memory >> 10), Passes: uint32(h.Passwords.Time)},
 		MinPassword: h.Passwords.MinLength, Presence: h.Presence, AllUsers: h.DirectoryAll, InsecurePush: h.InsecurePush,
 		ThreadRules: h.ThreadRules, LegacyMentions: h.LegacyMentions,
+		Metrics:   h.Metrics.Listen != "",
 		PublicURL: cfg.PublicBaseURL, TrustedProxies: cfg.TrustedProxies(),
 		Federation: homeserver.Federation{
 			Enabled: h.Federation.Enabled, AllowPrivate: h.Federation.AllowPrivate, Allow: h.Federation.Allow,

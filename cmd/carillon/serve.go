@@ -158,6 +158,7 @@ func (a *app) serve(cfg *config.Config, p parts, ready func(context.Context, *st
 type ports struct {
 	all                    []*listener
 	client, federation, as *listener
+	metrics                *listener
 	hsSocket, asSocket     *listener
 	auto                   *automatic // certificates; nil: none by itself
 }
@@ -181,6 +182,10 @@ func openPorts(cfg *config.Config, p parts) (*ports, error) {
 		open(&o.client, "clients", cfg.Listen, cfg.TLSCert, cfg.TLSKey)
 		if f := cfg.Homeserver.Federation; f.Enabled && f.Listen != "" {
 			open(&o.federation, "federation", f.Listen, f.TLSCert, f.TLSKey)
+		}
+		if m := cfg.Homeserver.Metrics; m.Listen != "" {
+			auto = nil
+			open(&o.metrics, "metrics", m.Listen, "", "")
 		}
 	} else {
 		auto = nil
@@ -219,6 +224,9 @@ func (o *ports) serve(s *stack, fail func(error)) {
 	}
 	if o.federation != nil {
 		o.federation.serve(s.hs.FederationHandler(), fail)
+	}
+	if o.metrics != nil {
+		o.metrics.serve(s.hs.Metrics(s.cfg.Homeserver.Metrics.Token.Value()), fail)
 	}
 	if o.as != nil {
 		o.as.serve(s.as.Handler(), fail)

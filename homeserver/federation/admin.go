@@ -3,7 +3,6 @@ package federation
 import (
 	"net/http"
 	"slices"
-	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
@@ -93,14 +92,6 @@ func (q *queue) statuses(from matrix.ServerName, limit int) (list []adminDestina
 		list[i] = q.status(s)
 	}
 	return list, more
-}
-
-// note remembers when a server was sent something; q.mu is held.
-func (q *queue) note(server matrix.ServerName, at time.Time) {
-	if q.sentAt == nil || len(q.sentAt) >= keptSent {
-		q.sentAt = map[matrix.ServerName]time.Time{} // a federation so large is known by those that come next
-	}
-	q.sentAt[server] = at
 }
 
 // reset forgets the failures of a server and tries it at once.

@@ -30,7 +30,7 @@ const (
 			SELECT max(id) FROM fed_queue WHERE server = $1 AND txn > $2 AND room_id <> '' GROUP BY room_id)
 		ON CONFLICT (server, room_id) DO NOTHING`
 	qCollapsed = `DELETE FROM fed_queue WHERE server = $1 AND txn > $2 AND room_id <> ''`
-	qRemaining = `SELECT DISTINCT txn FROM fed_queue WHERE server = $1 AND txn > $2 ORDER BY txn`
+	qRemaining = `SELECT txn, count(*) FROM fed_queue WHERE server = $1 AND txn > $2 GROUP BY txn`
 	qCatchUp   = `SELECT room_id, event_id FROM fed_behind WHERE server = $1 ORDER BY room_id LIMIT $2`
 	qCaughtUp  = `DELETE FROM fed_behind WHERE server = $1 AND room_id <= $2`
 )
@@ -60,7 +60,7 @@ func (q *queue) away(d *destination) error {
 			return q.ctx.Err()
 		}
 	}
-	var left []int64
+	remains := map[int64]int{}
 	err := q.db.Write(q.ctx, func(tx *sqldb.Tx) error {
 		if _, err := tx.Exec(qCollapse, string(d.name), first.txn); err != nil {
 			return err
@@ -68,8 +68,13 @@ func (q *queue) away(d *destination) error {
 		if _, err := tx.Exec(qCollapsed, string(d.name), first.txn); err != nil {
 			return err
 		}
-		var err error
-		left, err = sqldb.Select(tx, func(r *sqldb.Rows) (txn int64, err error) { return txn, r.Scan(&txn) }, qRemaining, string(d.name), first.txn)
+		clear(remains)
+		_, err := sqldb.Select(tx, func(r *sqldb.Rows) (txn int64, err error) {
+			var n int
+			err = r.Scan(&txn, &n)
+			remains[txn] = n
+			return txn, err
+		}, qRemaining, string(d.name), first.txn)
 		return err
 	})
 	q.mu.Lock()
@@ -78,14 +83,13 @@ func (q *queue) away(d *destination) error {
 		d.behind = false // it is tried again at the next failure
 		return fmt.Errorf("keeping the newest events for a server that is away: %w", err)
 	}
-	remains := make(map[int64]bool, len(left))
-	for _, txn := range left {
-		remains[txn] = true
-	}
 	was := len(d.batches)
 	kept := []*batch{first}
 	for i, b := range d.batches[1:] {
-		if i >= len(rest) || remains[b.txn] {
+		if i >= len(rest) {
+			kept = append(kept, b)
+		} else if n := remains[b.txn]; n > 0 {
+			b.pdus, b.edus, b.merged = 0, n, 0
 			kept = append(kept, b)
 		}
 	}
@@ -130,6 +134,7 @@ func (q *queue) catchUp(d *destination) error {
 		})
 		q.mu.Lock()
 		if err == nil && n > 0 {
+			b.pdus = n
 			d.batches = append(d.batches, b)
 		}
 		if err != nil {

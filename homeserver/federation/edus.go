@@ -93,10 +93,10 @@ func (c receiptContent) set(room matrix.RoomID, typ string, user matrix.UserID, 
 	c[room][typ][user] = r
 }
 
-// edus encodes what was merged, at most limit EDUs.
-func (m *receiptMerge) edus(limit int) []json.RawMessage {
+// edus encodes what was merged.
+func (m *receiptMerge) edus() []json.RawMessage {
 	var out []json.RawMessage
-	for _, c := range m.layers[:min(len(m.layers), limit)] {
+	for _, c := range m.layers {
 		out = append(out, newEDU("m.receipt", c))
 	}
 	return out

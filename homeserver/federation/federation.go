@@ -1,7 +1,7 @@
 // Package federation speaks with other servers: it answers their requests, takes their transactions, and sends
 // what happens here to those that are concerned.
 //
-// It owns the tables fed_queue, fed_behind, fed_destinations, fed_position and openid_tokens and implements the
+// It owns the tables fed_queue, fed_behind, fed_owed, fed_destinations, fed_position and openid_tokens and implements the
 // server-server specification
 // but for keys (serverkeys) and discovery (fedclient). What a foreign event does to a room is decided in rooms.
 //
@@ -32,6 +32,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 	"github.com/carillon-chat/carillon/homeserver/typing"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 //go:embed schema/*.sql
@@ -58,6 +59,8 @@ type Parts struct {
 	Media     Media
 	// Version is this server's version, which anybody may ask for.
 	Version string
+	// Metrics is where figures are hung; nil where nobody reads them.
+	Metrics prometheus.Registerer
 	// Now is the clock; time.Now when nil.
 	Now matrix.Now
 }
@@ -70,6 +73,8 @@ type Federation struct {
 	queue  *queue
 	reader *reader
 	txns   transactions
+	// questions are those of other servers that this one answers by itself.
+	questions *crowd
 }
 
 // New prepares federation. Call it after the hub and the features are made, and before the log runs.
@@ -81,16 +86,17 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, parts Parts) (*Federa
 		parts.Now = time.Now
 	}
 	f := &Federation{own: parts.Client.Server(), db: db, parts: parts}
-	f.queue = &queue{
-		db: db, deliver: parts.Client, own: f.own, now: parts.Now, slots: gate.NewSemaphore(senders),
-		dests: map[matrix.ServerName]*destination{}, content: f.pdus,
-	}
+	f.queue = newQueue(db, f.own, parts.Client, parts.Now, parts.Metrics)
+	f.queue.content, f.queue.owed = f.pdus, f.owed
+	turnedAway := func() { f.meters().turnAway.Inc() }
+	f.txns.turns, f.txns.slots = newCrowd(oneAtATime, moreTransactions, turnedAway), gate.NewSemaphore(transactionsAtOnce)
+	f.questions = newCrowd(askAtATime, moreQuestions, turnedAway)
 	if err := f.queue.load(ctx); err != nil {
 		return nil, err
 	}
 	f.reader = &reader{
 		own: f.own, db: db, log: l, queue: f.queue, events: parts.Events, rooms: parts.Rooms, receipts: parts.Receipts,
-		keys: parts.Keys, bell: make(chan struct{}, 1), head: l.Head(),
+		keys: parts.Keys, bell: make(chan struct{}, 1), head: l.Head(), held: newHolding(f.own), now: parts.Now,
 		servers: &roomServers{own: f.own, hub: parts.Hub, rooms: map[matrix.RoomID]*remoteMembers{}},
 	}
 	l.Subscribe(f.reader.hear)
@@ -102,6 +108,8 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, parts Parts) (*Federa
 	}
 	return f, nil
 }
+
+func (f *Federation) meters() *meters { return f.queue.meters }
 
 // Run sends to other servers until ctx ends.
 func (f *Federation) Run(ctx context.Context) error {
@@ -141,7 +149,7 @@ func (f *Federation) pdus(ctx context.Context, ids []matrix.EventID) (map[matrix
 
 func (f *Federation) sendTyping(u typing.Update) {
 	for _, s := range f.reader.servers.of(u.Room) {
-		f.queue.volatile(s, func(v *volatile) { v.addTyping(u.Room, u.User, u.Typing) })
+		f.queue.volatile(s, false, func(v *volatile) { v.addTyping(u.Room, u.User, u.Typing) })
 	}
 }
 
@@ -152,6 +160,6 @@ func (f *Federation) sendPresence(s presence.State) {
 	}
 	p := s.EDU(f.parts.Now())
 	for _, server := range to {
-		f.queue.volatile(server, func(v *volatile) { v.addPresence(p) })
+		f.queue.volatile(server, true, func(v *volatile) { v.addPresence(p) })
 	}
 }

@@ -13,6 +13,7 @@ func (f *Federation) Routes() []httpapi.Route {
 	signed := func(method, path string, h httpapi.Handler) httpapi.Route {
 		return httpapi.Route{Method: method, Path: path, Auth: httpapi.AuthServer, Handler: h}
 	}
+	asked := func(method, path string, h httpapi.Handler) httpapi.Route { return signed(method, path, f.inTurn(h)) }
 	send := signed(http.MethodPut, v1+"/send/{txnId}", f.serveSend)
 	send.MaxBody = maxTransaction
 	routes := []httpapi.Route{
@@ -31,23 +32,23 @@ func (f *Federation) Routes() []httpapi.Route {
 		signed(http.MethodPut, v2+"/invite/{roomId}/{eventId}", f.serveInvite),
 		signed(http.MethodPut, v1+"/exchange_third_party_invite/{roomId}", f.serveExchange),
 
-		signed(http.MethodGet, v1+"/backfill/{roomId}", f.serveBackfill),
-		signed(http.MethodPost, v1+"/get_missing_events/{roomId}", f.serveMissingEvents),
-		signed(http.MethodGet, v1+"/event/{eventId}", f.serveEvent),
-		signed(http.MethodGet, v1+"/state/{roomId}", f.serveState),
-		signed(http.MethodGet, v1+"/state_ids/{roomId}", f.serveStateIDs),
-		signed(http.MethodGet, v1+"/event_auth/{roomId}/{eventId}", f.serveEventAuth),
-		signed(http.MethodGet, v1+"/timestamp_to_event/{roomId}", f.serveTimestamp),
+		asked(http.MethodGet, v1+"/backfill/{roomId}", f.serveBackfill),
+		asked(http.MethodPost, v1+"/get_missing_events/{roomId}", f.serveMissingEvents),
+		asked(http.MethodGet, v1+"/event/{eventId}", f.serveEvent),
+		asked(http.MethodGet, v1+"/state/{roomId}", f.serveState),
+		asked(http.MethodGet, v1+"/state_ids/{roomId}", f.serveStateIDs),
+		asked(http.MethodGet, v1+"/event_auth/{roomId}/{eventId}", f.serveEventAuth),
+		asked(http.MethodGet, v1+"/timestamp_to_event/{roomId}", f.serveTimestamp),
 
-		signed(http.MethodGet, v1+"/query/profile", f.serveProfile),
+		asked(http.MethodGet, v1+"/query/profile", f.serveProfile),
 		signed(http.MethodGet, v1+"/query/directory", f.serveDirectory),
 		signed(http.MethodGet, v1+"/query/{queryType}", f.serveQuery),
-		signed(http.MethodGet, v1+"/publicRooms", f.servePublicRooms),
-		signed(http.MethodPost, v1+"/publicRooms", f.servePublicRooms),
+		asked(http.MethodGet, v1+"/publicRooms", f.servePublicRooms),
+		asked(http.MethodPost, v1+"/publicRooms", f.servePublicRooms),
 
-		signed(http.MethodGet, v1+"/user/devices/{userId}", f.serveDevices),
-		signed(http.MethodPost, v1+"/user/keys/query", f.serveKeysQuery),
-		signed(http.MethodPost, v1+"/user/keys/claim", f.serveKeysClaim),
+		asked(http.MethodGet, v1+"/user/devices/{userId}", f.serveDevices),
+		asked(http.MethodPost, v1+"/user/keys/query", f.serveKeysQuery),
+		asked(http.MethodPost, v1+"/user/keys/claim", f.serveKeysClaim),
 	}
 	if f.parts.Media != nil {
 		download := signed(http.MethodGet, v1+"/media/download/{mediaId}", f.parts.Media.ServeFederationDownload)

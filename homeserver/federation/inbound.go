@@ -19,7 +19,8 @@ import (
 )
 
 const (
-	maxTransaction = 32 << 20 // bytes
+	// maxTransaction is in bytes: 50 events of 64 KiB and 100 EDUs of as much are less.
+	maxTransaction = 14 << 20
 	keptAnswers    = 4096
 	roomsAtOnce    = 4
 	// receiveTimeout bounds a transaction: it goes on when the sender hangs up, who will ask again.
@@ -28,7 +29,8 @@ const (
 
 // transactions lets one transaction of a server in at a time and remembers the answers.
 type transactions struct {
-	busy gate.Keyed[matrix.ServerName]
+	turns *crowd          // one of each server
+	slots *gate.Semaphore // see transactionsAtOnce
 
 	mu      sync.Mutex
 	answers map[txnKey]any
@@ -81,21 +83,34 @@ func (f *Federation) serveSend(c *httpapi.Call) (any, error) {
 	if len(*body.PDUs) > maxPDUs || len(body.EDUs) > maxEDUs {
 		return nil, matrix.BadJSON("a transaction has at most %d PDUs and %d EDUs", maxPDUs, maxEDUs)
 	}
-	unlock, err := f.txns.busy.LockContext(c.Ctx(), c.Origin)
+	leave, err := f.txns.turns.enter(c.Ctx(), c.Origin)
 	if err != nil {
 		return nil, err
 	}
-	defer unlock()
+	defer leave()
 	key := txnKey{c.Origin, c.Var("txnId")}
 	if a, ok := f.txns.answer(key); ok {
 		return a, nil
 	}
+	release, err := f.txns.slots.Acquire(c.Ctx(), 1)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	start := time.Now()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.Ctx()), receiveTimeout)
 	defer cancel()
 	results := f.receivePDUs(ctx, c.Origin, *body.PDUs)
 	for _, e := range body.EDUs {
 		f.receiveEDU(ctx, c.Origin, e)
 	}
+	refused := 0
+	for _, r := range results {
+		if r.Error != "" {
+			refused++
+		}
+	}
+	f.meters().taken(len(*body.PDUs), refused, len(body.EDUs), time.Since(start))
 	answer := map[string]any{"pdus": results}
 	f.txns.keep(key, answer)
 	return answer, nil

@@ -33,6 +33,9 @@ const (
 const (
 	qPosition     = `SELECT pos FROM fed_position WHERE id = 1`
 	qSavePosition = `INSERT INTO fed_position (id, pos) VALUES (1, $1) ON CONFLICT (id) DO UPDATE SET pos = excluded.pos`
+	// The second is up to where receipts are in the queue, while some wait; 0: no other than the first.
+	qReceipts     = `SELECT pos FROM fed_position WHERE id = 2`
+	qSaveReceipts = `INSERT INTO fed_position (id, pos) VALUES (2, $1) ON CONFLICT (id) DO UPDATE SET pos = excluded.pos`
 )
 
 // reader follows the log and puts what concerns other servers into the queue.
@@ -53,7 +56,12 @@ type reader struct {
 	entries []entry
 	head    stream.Pos // everything up to it is in entries, or concerns nobody
 	lost    bool       // entries were dropped: the database has to be read
-	pos     stream.Pos // stored: all up to it is in the queue. Used by run alone
+
+	// Used by run alone.
+	pos  stream.Pos // stored: all up to it is in the queue, or in held
+	held *holding
+	from stream.Pos // stored: receipts up to it are in the queue; 0: no other than pos
+	now  matrix.Now
 }
 
 // entry is one change that other servers have to hear of.
@@ -184,9 +192,14 @@ func (r *reader) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.waited(ctx, pos); err != nil {
+		return err
+	}
 	if err := r.catchUp(ctx, pos); err != nil {
 		return err
 	}
+	due := time.NewTimer(0)
+	defer due.Stop()
 	tick := time.NewTicker(savePosition)
 	defer tick.Stop()
 	back := gate.Backoff{Min: 100 * time.Millisecond, Max: 30 * time.Second}
@@ -194,6 +207,7 @@ func (r *reader) run(ctx context.Context) error {
 		save := false
 		select {
 		case <-r.bell:
+		case <-due.C:
 		case <-tick.C:
 			save = true
 		case <-ctx.Done():
@@ -213,7 +227,35 @@ func (r *reader) run(ctx context.Context) error {
 				return nil
 			}
 		}
+		due.Reset(r.held.wait(r.now()))
 	}
+}
+
+// waited takes up the receipts that were held back when the server last ended.
+func (r *reader) waited(ctx context.Context, to stream.Pos) error {
+	err := r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		err := tx.QueryRow(qReceipts).Scan(&r.from)
+		if errors.Is(err, sqldb.ErrNoRows) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("reading the position of receipts: %w", err)
+	}
+	if r.from == 0 || r.from >= to {
+		return nil
+	}
+	list, err := r.receipts.Outbound(ctx, r.from, to)
+	if err != nil {
+		return err
+	}
+	for _, x := range list {
+		if there := r.servers.of(x.Room); len(there) > 0 {
+			r.held.add(x, there, r.now())
+		}
+	}
+	return nil
 }
 
 func (r *reader) position(ctx context.Context) (stream.Pos, error) {
@@ -258,7 +300,7 @@ func (r *reader) flush(ctx context.Context, save bool) error {
 		}
 		return nil
 	}
-	if len(list) == 0 && !save {
+	if len(list) == 0 && !save && r.held.wait(r.now()) > 0 {
 		return nil
 	}
 	if err := r.store(ctx, list, r.pos, head); err != nil {
@@ -276,7 +318,7 @@ func (r *reader) flush(ctx context.Context, save bool) error {
 // transaction.
 func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos) error {
 	var rows []row
-	reads := map[matrix.ServerName][]*receipts.Receipt{}
+	now := r.now()
 	lists, parcels := false, false
 	for _, e := range list {
 		lists, parcels = lists || e.lists, parcels || e.parcel
@@ -288,16 +330,16 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 			rows = append(rows, more...)
 			continue
 		}
-		for _, s := range e.servers {
-			if e.event != "" {
-				rows = append(rows, row{server: s, event: e.event, room: e.room})
-			} else if e.receipt != nil {
-				reads[s] = append(reads[s], e.receipt)
-			}
+		if e.receipt != nil {
+			r.queue.meters.receiptsHeld.Add(float64(r.held.add(e.receipt, e.servers, now)))
+			continue
 		}
-	}
-	for s, list := range reads {
-		rows = append(rows, receiptRows(s, list)...)
+		if e.event == "" {
+			continue
+		}
+		for _, s := range e.servers {
+			rows = append(rows, row{server: s, event: e.event, room: e.room})
+		}
 	}
 	if lists {
 		more, err := r.listRows(ctx, from, head)
@@ -315,7 +357,14 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 			rows = append(rows, row{server: p.Server, edu: newEDU("m.direct_to_device", p.Content)})
 		}
 	}
+	rows, going := r.withReceipts(rows, now)
+	first := max(r.held.first(going)-1, 0)
 	err := r.queue.put(ctx, rows, func(tx *sqldb.Tx) error {
+		if first != r.from {
+			if _, err := tx.Exec(qSaveReceipts, int64(first)); err != nil {
+				return err
+			}
+		}
 		if parcels {
 			if err := r.keys.DropOutgoing(tx, head); err != nil {
 				return err
@@ -325,9 +374,23 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 		return err
 	})
 	if err == nil {
-		r.pos = head
+		r.pos, r.from = head, first
+		r.held.gone(going)
 	}
 	return err
+}
+
+// withReceipts adds the receipts that go now to rows, and says to which servers.
+func (r *reader) withReceipts(rows []row, now time.Time) (all []row, going []matrix.ServerName) {
+	with := map[matrix.ServerName]bool{}
+	for i := range rows {
+		with[rows[i].server] = true
+	}
+	going = r.held.ready(now, with)
+	for _, s := range going {
+		rows = append(rows, r.held.rows(s)...)
+	}
+	return rows, going
 }
 
 // introduce tells servers of the devices of a user whom they meet.
@@ -360,7 +423,9 @@ func (r *reader) listRows(ctx context.Context, from, to stream.Pos) ([]row, erro
 	return rows, nil
 }
 
-func receiptRows(server matrix.ServerName, list []*receipts.Receipt) []row {
+// receiptRows makes rows of receipts, which are in the order of the log. from is the place of the first; 0 if they
+// are to be queued in any case.
+func receiptRows(server matrix.ServerName, list []*receipts.Receipt, from stream.Pos) []row {
 	var rows []row
 	for part := range slices.Chunk(list, receiptsPerEDU) {
 		var m receiptMerge
@@ -369,8 +434,8 @@ func receiptRows(server matrix.ServerName, list []*receipts.Receipt) []row {
 			e.Data.TS, e.Data.Thread, e.EventIDs = x.TS, x.Thread, []matrix.EventID{x.Event}
 			m.put(x.Room, receipts.Read, x.User, e)
 		}
-		for _, raw := range m.edus(len(m.layers)) {
-			rows = append(rows, row{server: server, edu: raw, merges: true})
+		for _, raw := range m.edus() {
+			rows = append(rows, row{server: server, edu: raw, merges: true, from: from, to: list[len(list)-1].Pos})
 		}
 	}
 	return rows

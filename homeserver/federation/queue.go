@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
+	"github.com/prometheus/client_golang/prometheus"
 	log "github.com/sirupsen/logrus"
 )
 
@@ -18,9 +21,8 @@ const (
 	maxPDUs = 50
 	maxEDUs = 100
 	// roomEDUs leaves space for receipts, typing and presence, which are merged when the transaction is made.
-	roomEDUs    = 70
-	mergedRows  = 200
-	maxReceipts = 20 // EDUs of receipts after merging
+	roomEDUs   = 70
+	mergedRows = 200
 )
 
 const (
@@ -29,11 +31,17 @@ const (
 	// refusals is how often a transaction that the other side calls malformed is tried before it is given up: it
 	// would hold up all that comes after it for ever.
 	refusals = 10
-	// silence is after how many failures receipts are no longer kept for a server: newer ones will follow, and a
-	// server that never comes back would fill the table.
+	// silence is after how many failures receipts are no longer queued for a server: a server that never comes back
+	// would fill the table. It is noted since when, and they are read from where they are kept should it come back.
 	silence = 10
-	// senders is how many servers are sent to at a time.
+	// senders is how many servers are sent to at a time: of those that have taken something before, and of the
+	// others, so that many that hang cannot hold up one that works.
 	senders = 256
+	// ownEDUs bounds the EDUs of a transaction in bytes, but for one that is larger by itself: other servers refuse
+	// a body that is too large, again and again.
+	ownEDUs = 4 << 20
+	// presenceWait is how long a change of presence waits for others, or for something else to be sent.
+	presenceWait = time.Second
 )
 
 // Deliverer sends transactions; fedclient.Client is one.
@@ -47,7 +55,9 @@ type row struct {
 	event  matrix.EventID
 	room   matrix.RoomID // of the event; "" if it is to be kept whatever happens
 	edu    []byte
-	merges bool // a receipt EDU
+	merges bool       // a receipt EDU
+	from   stream.Pos // of a receipt EDU: the place in the log of its first receipt; 0 if it is queued in any case
+	to     stream.Pos // and of its last
 }
 
 // queue holds what waits to be sent. The table is the truth; memory knows the open batches.
@@ -61,14 +71,28 @@ type queue struct {
 	content func(ctx context.Context, ids []matrix.EventID) (map[matrix.EventID][]byte, error)
 	own     matrix.ServerName
 	now     matrix.Now
-	slots   *gate.Semaphore
+	proven  *gate.Semaphore // see senders
+	unknown *gate.Semaphore
+	meters  *meters
+	// owed reads the receipts after a place in the log that a server should know, as rows.
+	owed func(ctx context.Context, server matrix.ServerName, from stream.Pos) (rows []row, to stream.Pos, err error)
 
 	mu     sync.Mutex
 	dests  map[matrix.ServerName]*destination
 	last   int64 // newest batch number
 	sentAt map[matrix.ServerName]time.Time
+	later  bool // presence waits
 	ctx    context.Context
 	wg     sync.WaitGroup
+}
+
+func newQueue(db *sqldb.DB, own matrix.ServerName, deliver Deliverer, now matrix.Now, r prometheus.Registerer) *queue {
+	q := &queue{
+		db: db, deliver: deliver, own: own, now: now, proven: gate.NewSemaphore(senders), unknown: gate.NewSemaphore(senders),
+		dests: map[matrix.ServerName]*destination{}, sentAt: map[matrix.ServerName]time.Time{},
+	}
+	q.meters = newMeters(r, q)
+	return q
 }
 
 // destination is one server with something to send. Guarded by queue.mu.
@@ -83,6 +107,7 @@ type destination struct {
 	since    time.Time
 	retryAt  time.Time
 	behind   bool           // events are noted in fed_behind
+	owed     bool           // receipts are noted in fed_owed
 	noting   sync.WaitGroup // those that are being noted
 }
 
@@ -92,6 +117,7 @@ type batch struct {
 	pdus    int
 	edus    int
 	merged  int
+	bytes   int           // of the EDUs
 	writing int           // rows handed to the database and not yet committed
 	settled chan struct{} // closed when taken and nothing is being written
 	taken   bool
@@ -99,7 +125,7 @@ type batch struct {
 
 const (
 	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu, room_id) VALUES ($1, $2, $3, $4, $5)`
-	qBatches = `SELECT server, txn FROM fed_queue GROUP BY server, txn ORDER BY txn`
+	qBatches = `SELECT server, txn, count(*), count(CASE WHEN event_id <> '' THEN 1 END) FROM fed_queue GROUP BY server, txn ORDER BY txn`
 	qBatch   = `SELECT event_id, edu FROM fed_queue WHERE server = $1 AND txn = $2 ORDER BY id`
 	qSent    = `DELETE FROM fed_queue WHERE server = $1 AND txn = $2`
 
@@ -112,8 +138,8 @@ const (
 // load reads what an earlier run has left.
 func (q *queue) load(ctx context.Context) error {
 	type left struct {
-		server matrix.ServerName
-		txn    int64
+		server           matrix.ServerName
+		txn, all, events int64
 	}
 	type failing struct {
 		server                   matrix.ServerName
@@ -121,10 +147,11 @@ func (q *queue) load(ctx context.Context) error {
 	}
 	var batches []left
 	var fails []failing
-	var away []matrix.ServerName
+	var away, owed []matrix.ServerName
+	name := func(r *sqldb.Rows) (s matrix.ServerName, err error) { return s, r.Scan(&s) }
 	err := q.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		if batches, err = sqldb.Select(tx, func(r *sqldb.Rows) (l left, err error) {
-			return l, r.Scan(&l.server, &l.txn)
+			return l, r.Scan(&l.server, &l.txn, &l.all, &l.events)
 		}, qBatches); err != nil {
 			return err
 		}
@@ -134,7 +161,10 @@ func (q *queue) load(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		away, err = sqldb.Select(tx, func(r *sqldb.Rows) (s matrix.ServerName, err error) { return s, r.Scan(&s) }, qAreAway)
+		if away, err = sqldb.Select(tx, name, qAreAway); err != nil {
+			return err
+		}
+		owed, err = sqldb.Select(tx, name, qAreOwed)
 		return err
 	})
 	if err != nil {
@@ -144,7 +174,7 @@ func (q *queue) load(ctx context.Context) error {
 	defer q.mu.Unlock()
 	for _, l := range batches {
 		d := q.dest(l.server)
-		b := &batch{txn: l.txn, taken: true, settled: make(chan struct{})}
+		b := &batch{txn: l.txn, taken: true, settled: make(chan struct{}), pdus: int(l.events), edus: int(l.all - l.events)}
 		close(b.settled)
 		d.batches = append(d.batches, b)
 		q.last = max(q.last, l.txn)
@@ -155,6 +185,9 @@ func (q *queue) load(ctx context.Context) error {
 	}
 	for _, s := range away {
 		q.dest(s).behind = true
+	}
+	for _, s := range owed {
+		q.dest(s).owed = true
 	}
 	return nil
 }
@@ -183,7 +216,7 @@ func (q *queue) dest(server matrix.ServerName) *destination {
 
 // start lets a worker look at a destination; q.mu is held.
 func (q *queue) start(d *destination) {
-	if q.ctx == nil || q.ctx.Err() != nil || d.running || (len(d.batches) == 0 && !d.behind && d.vol.empty()) {
+	if q.ctx == nil || q.ctx.Err() != nil || d.running || (len(d.batches) == 0 && !d.behind && !d.owed && d.vol.empty()) {
 		return
 	}
 	d.running = true
@@ -196,14 +229,16 @@ func (q *queue) start(d *destination) {
 
 // put stores rows and has them sent. also runs in the same transaction; it may be nil.
 func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) error) error {
-	rows = q.worth(rows)
-	batches := q.place(rows)
+	batches, dests := q.place(rows)
 	err := q.db.Write(ctx, func(tx *sqldb.Tx) error {
 		for i := range rows {
 			r, err := &rows[i], error(nil)
-			if batches[i] == nil {
+			switch {
+			case batches[i] == nil && r.merges:
+				_, err = tx.Exec(qOwe, string(r.server), int64(r.from)-1, int64(r.to))
+			case batches[i] == nil:
 				_, err = tx.Exec(qBehind, string(r.server), string(r.room), string(r.event))
-			} else {
+			default:
 				_, err = tx.Exec(qEnqueue, string(r.server), batches[i].txn, string(r.event), string(r.edu), string(r.room))
 			}
 			if err != nil {
@@ -219,7 +254,12 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 	defer q.mu.Unlock()
 	for i, b := range batches {
 		if b == nil {
-			q.dests[rows[i].server].noting.Done()
+			if rows[i].merges && err == nil {
+				d := q.dest(rows[i].server) // it may have been forgotten meanwhile, as one that is well again
+				d.owed = true
+				q.start(d)
+			}
+			dests[i].noting.Done()
 			continue
 		}
 		if b.writing--; b.writing == 0 && b.taken {
@@ -235,21 +275,9 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 	return nil
 }
 
-// worth leaves out receipts for servers that have been away for long.
-func (q *queue) worth(rows []row) []row {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	kept := rows[:0:0]
-	for i := range rows {
-		if d := q.dests[rows[i].server]; d == nil || d.failures < silence || !rows[i].merges {
-			kept = append(kept, rows[i])
-		}
-	}
-	return kept
-}
-
-// volatile adds what is worth sending only now. A server that fails is not told.
-func (q *queue) volatile(server matrix.ServerName, add func(*volatile)) {
+// volatile adds what is worth sending only now. A server that fails is not told. What may wait a moment for others
+// is sent later.
+func (q *queue) volatile(server matrix.ServerName, later bool, add func(*volatile)) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	d := q.dest(server)
@@ -257,17 +285,33 @@ func (q *queue) volatile(server matrix.ServerName, add func(*volatile)) {
 		return
 	}
 	add(&d.vol)
-	q.start(d)
+	if !later {
+		q.start(d)
+	} else if !q.later {
+		q.later = true
+		time.AfterFunc(presenceWait, q.startAll)
+	}
+}
+
+// startAll sends what has waited a moment.
+func (q *queue) startAll() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.later = false
+	for _, d := range q.dests {
+		q.start(d)
+	}
 }
 
 // place finds the batch of each row; nil for one that is only to be noted.
-func (q *queue) place(rows []row) []*batch {
+func (q *queue) place(rows []row) (out []*batch, dests []*destination) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	out := make([]*batch, len(rows))
+	out, dests = make([]*batch, len(rows)), make([]*destination, len(rows))
 	for i := range rows {
 		d := q.dest(rows[i].server)
-		if d.behind && rows[i].room != "" {
+		dests[i] = d
+		if d.behind && rows[i].room != "" || d.failures >= silence && rows[i].from > 0 {
 			d.noting.Add(1)
 			continue
 		}
@@ -284,7 +328,7 @@ func (q *queue) place(rows []row) []*batch {
 		b.add(&rows[i])
 		out[i] = b
 	}
-	return out
+	return out, dests
 }
 
 func (b *batch) fits(r *row) bool {
@@ -292,13 +336,17 @@ func (b *batch) fits(r *row) bool {
 	case r.event != "":
 		return b.pdus < maxPDUs
 	case r.merges:
-		return b.merged < mergedRows
+		return b.merged < mergedRows && b.holds(r.edu)
 	}
-	return b.edus < roomEDUs
+	return b.edus < roomEDUs && b.holds(r.edu)
 }
+
+// holds reports whether there is place for the bytes of an EDU.
+func (b *batch) holds(edu []byte) bool { return b.bytes == 0 || b.bytes+len(edu) <= ownEDUs }
 
 func (b *batch) add(r *row) {
 	b.writing++
+	b.bytes += len(r.edu)
 	switch {
 	case r.event != "":
 		b.pdus++
@@ -344,7 +392,7 @@ func (q *queue) take(d *destination) (b *batch, edus []json.RawMessage, ok bool)
 	}
 	if b == nil && edus == nil {
 		d.running = false
-		if d.failures == 0 && !d.behind {
+		if d.failures == 0 && !d.behind && !d.owed {
 			delete(q.dests, d.name)
 		}
 		return nil, nil, false
@@ -385,6 +433,9 @@ func (q *queue) work(d *destination) {
 		if err == nil {
 			err = q.catchUp(d)
 		}
+		if err == nil {
+			err = q.pay(d)
+		}
 		if err != nil && q.ctx.Err() == nil {
 			q.failed(d, b, err)
 		}
@@ -394,12 +445,15 @@ func (q *queue) work(d *destination) {
 // resume queues what a server has missed, once nothing else is there to find out whether it is back.
 func (q *queue) resume(d *destination) error {
 	q.mu.Lock()
-	some := !d.behind || len(d.batches) > 0
+	some := len(d.batches) > 0
 	q.mu.Unlock()
 	if some {
 		return nil
 	}
-	return q.catchUp(d)
+	if err := q.catchUp(d); err != nil {
+		return err
+	}
+	return q.pay(d)
 }
 
 // rest waits while the destination is left alone; false when the queue stops.
@@ -426,35 +480,60 @@ func (q *queue) rest(d *destination) bool {
 
 // send delivers one transaction and forgets it.
 func (q *queue) send(d *destination, b *batch, edus []json.RawMessage) error {
-	release, err := q.slots.Acquire(q.ctx, 1)
+	q.mu.Lock()
+	slots := q.unknown
+	if _, ok := q.sentAt[d.name]; ok && d.failures == 0 {
+		slots = q.proven
+	}
+	q.mu.Unlock()
+	release, err := slots.Acquire(q.ctx, 1)
 	if err != nil {
 		return err
 	}
 	defer release()
-	id := "e" + matrix.RandomString(16)
-	var pdus []json.RawMessage
-	if b != nil {
-		id = fmt.Sprintf("t%d", b.txn)
-		var stored []json.RawMessage
-		if pdus, stored, err = q.read(d.name, b.txn); err != nil {
+	if b == nil {
+		if err := q.post(d.name, "e"+matrix.RandomString(16), nil, edus); err != nil {
 			return err
 		}
-		edus = append(stored, edus...)
+		return q.sent(d, nil)
 	}
-	if len(pdus)+len(edus) > 0 {
-		body, err := q.body(pdus, edus[:min(len(edus), maxEDUs)])
-		if err != nil {
+	pdus, stored, err := q.read(d.name, b.txn)
+	if err != nil {
+		return err
+	}
+	id := fmt.Sprintf("t%d", b.txn)
+	for n := 1; len(stored) > maxEDUs; n++ { // receipts of very many threads
+		if err := q.post(d.name, fmt.Sprintf("%s.%d", id, n), nil, stored[maxEDUs:min(len(stored), 2*maxEDUs)]); err != nil {
 			return err
 		}
-		refused, err := q.deliver.SendTransaction(q.ctx, d.name, id, body)
-		if err != nil {
-			return err
-		}
-		for event, why := range refused {
-			log.WithFields(log.Fields{"server": d.name, "event_id": event, "reason": why}).Info("another server refused an event")
-		}
+		stored = slices.Delete(stored, maxEDUs, min(len(stored), 2*maxEDUs))
+	}
+	edus = append(stored, edus...)
+	if err := q.post(d.name, id, pdus, edus[:min(len(edus), maxEDUs)]); err != nil {
+		return err
 	}
 	return q.sent(d, b)
+}
+
+// post sends one transaction, if there is something in it.
+func (q *queue) post(server matrix.ServerName, id string, pdus, edus []json.RawMessage) error {
+	if len(pdus)+len(edus) == 0 {
+		return nil
+	}
+	body, err := q.body(pdus, edus)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	refused, err := q.deliver.SendTransaction(q.ctx, server, id, body)
+	q.meters.attempt(len(pdus), len(edus), time.Since(start), err)
+	if err != nil {
+		return err
+	}
+	for event, why := range refused {
+		log.WithFields(log.Fields{"server": server, "event_id": event, "reason": why}).Info("another server refused an event")
+	}
+	return nil
 }
 
 func (q *queue) body(pdus, edus []json.RawMessage) ([]byte, error) {
@@ -501,7 +580,7 @@ func (q *queue) read(server matrix.ServerName, txn int64) (pdus, edus []json.Raw
 			edus = append(edus, r.edu)
 		}
 	}
-	edus = append(edus, receipts.edus(maxReceipts)...)
+	edus = append(edus, receipts.edus()...)
 	if len(ids) == 0 {
 		return nil, edus, nil
 	}

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/carillon-chat/carillon/homeserver/gate"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
@@ -76,21 +75,18 @@ func (f *far) wait(t *testing.T, what string, ok func(got []delivery) bool) []de
 	}
 }
 
-func newQueue(t *testing.T, db *sqldb.DB, f *far) (q *queue, stop func()) {
+func startQueue(t *testing.T, db *sqldb.DB, f *far) (q *queue, stop func()) {
 	t.Helper()
 	if err := db.Migrate(t.Context(), "federation", schemaFS); err != nil {
 		t.Fatal(err)
 	}
-	q = &queue{
-		db: db, deliver: f, own: "here.test", now: time.Now, slots: gate.NewSemaphore(senders),
-		dests: map[matrix.ServerName]*destination{},
-		content: func(_ context.Context, ids []matrix.EventID) (map[matrix.EventID][]byte, error) {
-			out := map[matrix.EventID][]byte{}
-			for _, id := range ids {
-				out[id] = fmt.Appendf(nil, `{"id":%q}`, string(id))
-			}
-			return out, nil
-		},
+	q = newQueue(db, "here.test", f, time.Now, nil)
+	q.content = func(_ context.Context, ids []matrix.EventID) (map[matrix.EventID][]byte, error) {
+		out := map[matrix.EventID][]byte{}
+		for _, id := range ids {
+			out[id] = fmt.Appendf(nil, `{"id":%q}`, string(id))
+		}
+		return out, nil
 	}
 	if err := q.load(t.Context()); err != nil {
 		t.Fatal(err)
@@ -114,7 +110,7 @@ func TestQueueOrderAndLimits(t *testing.T) {
 	t.Parallel()
 	db := sqldbtest.Open(t)
 	f := &far{news: make(chan struct{}, 1), slow: make(chan struct{})}
-	q, _ := newQueue(t, db, f)
+	q, _ := startQueue(t, db, f)
 	var rows []row
 	for i := range 230 {
 		rows = append(rows, row{server: "a.test", event: matrix.EventID(fmt.Sprintf("$%03d", i))})
@@ -159,7 +155,7 @@ func TestQueueSurvivesRestart(t *testing.T) {
 	t.Parallel()
 	db := sqldbtest.Open(t)
 	f := &far{news: make(chan struct{}, 1), down: true}
-	q, stop := newQueue(t, db, f)
+	q, stop := startQueue(t, db, f)
 	for i := range 3 {
 		if err := q.put(t.Context(), []row{{server: "a.test", event: matrix.EventID(fmt.Sprintf("$%d", i))}}, nil); err != nil {
 			t.Fatal(err)
@@ -170,7 +166,7 @@ func TestQueueSurvivesRestart(t *testing.T) {
 	f.mu.Lock()
 	f.down, f.got = false, nil
 	f.mu.Unlock()
-	q, _ = newQueue(t, db, f)
+	q, _ = startQueue(t, db, f)
 	q.alive("a.test") // heard of: no need to wait
 	got := f.wait(t, "all events", func(got []delivery) bool { return pduCount(got) == 3 })
 	if got[0].txn != first.txn || len(got[0].PDUs) != len(first.PDUs) {
@@ -198,7 +194,7 @@ func TestQueueSurvivesRestart(t *testing.T) {
 func TestQueueOneServerDoesNotHoldUpAnother(t *testing.T) {
 	t.Parallel()
 	f := &far{news: make(chan struct{}, 1)}
-	q, _ := newQueue(t, sqldbtest.Open(t), f)
+	q, _ := startQueue(t, sqldbtest.Open(t), f)
 	var wg sync.WaitGroup
 	for i := range 40 {
 		wg.Add(1)
@@ -230,13 +226,13 @@ func TestQueueOneServerDoesNotHoldUpAnother(t *testing.T) {
 func TestReceiptsAreMerged(t *testing.T) {
 	t.Parallel()
 	f := &far{news: make(chan struct{}, 1), slow: make(chan struct{})}
-	q, _ := newQueue(t, sqldbtest.Open(t), f)
+	q, _ := startQueue(t, sqldbtest.Open(t), f)
 	put := func(user, thread, event string) {
 		var m receiptMerge
 		e := receiptEntry{EventIDs: []matrix.EventID{matrix.EventID(event)}}
 		e.Data.Thread = thread
 		m.put("!r", "m.read", matrix.UserID(user), e)
-		if err := q.put(t.Context(), []row{{server: "a.test", edu: m.edus(1)[0], merges: true}}, nil); err != nil {
+		if err := q.put(t.Context(), []row{{server: "a.test", edu: m.edus()[0], merges: true}}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -303,7 +299,7 @@ func TestQueueOfAServerThatIsAway(t *testing.T) {
 	t.Parallel()
 	db := sqldbtest.Open(t)
 	f := &far{news: make(chan struct{}, 1), down: true}
-	q, stop := newQueue(t, db, f)
+	q, stop := startQueue(t, db, f)
 	ev := func(room string, i int) row {
 		return row{server: "a.test", event: matrix.EventID(fmt.Sprintf("$%s-%04d", room, i)), room: matrix.RoomID("!" + room)}
 	}
@@ -354,7 +350,7 @@ func TestQueueOfAServerThatIsAway(t *testing.T) {
 	f.mu.Lock()
 	f.down, f.got = false, nil
 	f.mu.Unlock()
-	q, _ = newQueue(t, db, f)
+	q, _ = startQueue(t, db, f)
 	q.alive("a.test")
 	newest := map[string]bool{"$x-1501": true, "$y-1500": true, "$z-0001": true, "$also-kept": true, "$kept": true}
 	got := f.wait(t, "the newest events and all EDUs", func(got []delivery) bool {

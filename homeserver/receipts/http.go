@@ -120,6 +120,7 @@ func (r *Receipts) postMarkers(c *httpapi.Call) (any, error) {
 		}
 		list = append(list, &Receipt{
 			Room: room, User: c.Caller.User, Type: typ, Event: event, TS: matrix.Millis(r.now()), EventPos: p.Pos,
+			Author: p.Author, EventTS: p.TS,
 		})
 	}
 	if len(list) > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"unique"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
@@ -12,11 +13,21 @@ import (
 )
 
 // Place is where an event stands: its position in the log, and the root of the
-// thread it is in, or "".
+// thread it is in, or "". Author is the server of its sender, TS its time in
+// milliseconds.
 type Place struct {
-	Room matrix.RoomID
-	Pos  stream.Pos
-	Root matrix.EventID
+	Room   matrix.RoomID
+	Pos    stream.Pos
+	Root   matrix.EventID
+	Author matrix.ServerName
+	TS     int64
+}
+
+// placeOf is the place of an event in a thread.
+func placeOf(e *events.Event, root matrix.EventID) Place {
+	// Few names, over and over, and no reason to keep the senders' whole names.
+	author := unique.Make(e.Sender.Server()).Value()
+	return Place{Room: e.Room, Pos: e.Pos, Root: root, Author: author, TS: e.TS}
 }
 
 // Places finds the places of events. Those of recent events are kept in memory.
@@ -52,13 +63,13 @@ func (p *Places) learn(changes []stream.Change) {
 		}
 		switch {
 		case e.RelTo == "":
-			p.keep(e.ID, Place{e.Room, e.Pos, ""})
+			p.keep(e.ID, placeOf(e, ""))
 		case e.RelType == "m.thread":
-			p.keep(e.ID, Place{e.Room, e.Pos, e.RelTo})
+			p.keep(e.ID, placeOf(e, e.RelTo))
 		default:
 			// Only one hop, and only from memory: the rest is found when asked.
 			if to, ok := p.kept(e.RelTo); ok {
-				p.keep(e.ID, Place{e.Room, e.Pos, to.Root})
+				p.keep(e.ID, placeOf(e, to.Root))
 			}
 		}
 	}
@@ -116,7 +127,7 @@ func (p *Places) find(tx *sqldb.Tx, id matrix.EventID) (Place, error) {
 	if e == nil || e.Rejected() {
 		return Place{}, nil
 	}
-	at := Place{Room: e.Room, Pos: e.Pos}
+	at := placeOf(e, "")
 	for hops := 0; e != nil && e.RelTo != "" && hops <= maxHops; hops++ {
 		if e.RelType == "m.thread" {
 			at.Root = e.RelTo

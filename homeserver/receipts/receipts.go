@@ -51,6 +51,11 @@ type Receipt struct {
 	TS       int64
 	EventPos stream.Pos // where the event stands in the log
 	Pos      stream.Pos // where the receipt stands in the log
+
+	// Of a receipt that was just made here: the server of the event's sender, and
+	// the event's time in milliseconds.
+	Author  matrix.ServerName
+	EventTS int64
 }
 
 // Receipts is the module.
@@ -68,7 +73,8 @@ type Receipts struct {
 
 	parkedMu sync.Mutex
 	parked   map[matrix.EventID][]*Receipt // of other servers, for events that have not arrived yet
-	arrived  chan []*Receipt               // full: the receipts are dropped, newer ones follow
+	arrived  []*Receipt                    // no more than was parked: their events are there
+	bell     chan struct{}                 // capacity one: full means that arrived will be looked at anyway
 }
 
 //go:embed schema
@@ -85,7 +91,7 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, server matrix.ServerN
 	r := &Receipts{
 		db: db, log: l, server: server, places: places, hub: h, data: data, now: now,
 		inUse:  make(map[matrix.RoomID]*room),
-		parked: make(map[matrix.EventID][]*Receipt), arrived: make(chan []*Receipt, 256),
+		parked: make(map[matrix.EventID][]*Receipt), bell: make(chan struct{}, 1),
 	}
 	l.Subscribe(r.apply)
 	return r, nil
@@ -95,7 +101,11 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, server matrix.ServerN
 func (r *Receipts) Run(ctx context.Context) error {
 	for {
 		select {
-		case list := <-r.arrived:
+		case <-r.bell:
+			r.parkedMu.Lock()
+			list := r.arrived
+			r.arrived = nil
+			r.parkedMu.Unlock()
 			if err := r.place(ctx, list); err != nil && ctx.Err() == nil {
 				log.WithError(err).Warn("storing receipts that had waited for their event")
 			}
@@ -127,7 +137,7 @@ func (r *Receipts) Mark(ctx context.Context, user matrix.UserID, room matrix.Roo
 	}
 	return r.store(ctx, []*Receipt{{
 		Room: room, User: user, Type: typ, Event: event, Thread: thread,
-		TS: matrix.Millis(r.now()), EventPos: p.Pos,
+		TS: matrix.Millis(r.now()), EventPos: p.Pos, Author: p.Author, EventTS: p.TS,
 	}})
 }
 
@@ -205,16 +215,34 @@ func (r *Receipts) apply(changes []stream.Change) {
 // (from, to], in order: what other servers and application services may see.
 func (r *Receipts) Outbound(ctx context.Context, from, to stream.Pos) ([]*Receipt, error) {
 	all, err := r.Between(ctx, from, to)
+	return r.outbound(all), err
+}
+
+// OutboundPage is Outbound for the first of very many: it looks at no more than
+// limit receipts, and says up to where.
+func (r *Receipts) OutboundPage(ctx context.Context, from, to stream.Pos, limit int) (list []*Receipt, upTo stream.Pos, err error) {
+	err = r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+		list, err = sqldb.Select(tx, scan, qPage, int64(from), int64(to), limit)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, 0, fmt.Errorf("reading receipts: %w", err)
 	}
+	if upTo = to; len(list) == limit {
+		upTo = list[limit-1].Pos
+	}
+	return r.outbound(list), upTo, nil
+}
+
+// outbound keeps the receipts that may leave the server.
+func (r *Receipts) outbound(all []*Receipt) []*Receipt {
 	out := all[:0]
 	for _, x := range all {
 		if x.Type == Read && x.User.Server() == r.server {
 			out = append(out, x)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // Between lists all receipts with positions in (from, to], private ones

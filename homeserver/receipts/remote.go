@@ -14,6 +14,10 @@ import (
 // maxParked is how many events are waited for on behalf of other servers.
 const maxParked = 1000
 
+// maxArrived is how many receipts whose event has come wait to be stored; more
+// are dropped, as newer ones follow.
+const maxArrived = 50_000
+
 // Receive takes the content of an m.receipt EDU. Receipts of users that do not
 // belong to the origin, or are not in the room, are dropped; receipts for events
 // that have not arrived wait for them.
@@ -88,12 +92,15 @@ func (r *Receipts) arrivedEvent(id matrix.EventID) {
 	r.parkedMu.Lock()
 	list := r.parked[id]
 	delete(r.parked, id)
+	if list != nil && len(r.arrived) < maxArrived {
+		r.arrived = append(r.arrived, list...)
+	}
 	r.parkedMu.Unlock()
 	if list == nil {
 		return
 	}
 	select {
-	case r.arrived <- list:
+	case r.bell <- struct{}{}:
 	default:
 	}
 }

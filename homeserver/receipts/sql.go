@@ -10,6 +10,7 @@ SET event_id = excluded.event_id, event_pos = excluded.event_pos, ts = excluded.
 WHERE receipts.event_pos < excluded.event_pos`
 	qColumns = `SELECT room_id, user_id, type, thread_id, event_id, event_pos, ts, pos FROM receipts `
 	qOfRoom  = qColumns + `WHERE room_id = $1 ORDER BY pos`
+	qPage    = qColumns + `WHERE pos > $1 AND pos <= $2 ORDER BY pos LIMIT $3`
 	qBetween = qColumns + `WHERE pos > $1 AND pos <= $2 ORDER BY pos`
 )
 
