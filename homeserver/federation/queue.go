@@ -125,7 +125,7 @@ type batch struct {
 
 const (
 	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu, room_id) VALUES ($1, $2, $3, $4, $5)`
-	qBatches = `SELECT server, txn, count(*), count(CASE WHEN event_id <> '' THEN 1 END) FROM fed_queue GROUP BY server, txn ORDER BY txn`
+	qBatches = `SELECT server, txn, count(*) FROM fed_queue GROUP BY server, txn ORDER BY txn`
 	qBatch   = `SELECT event_id, edu FROM fed_queue WHERE server = $1 AND txn = $2 ORDER BY id`
 	qSent    = `DELETE FROM fed_queue WHERE server = $1 AND txn = $2`
 
@@ -138,8 +138,8 @@ const (
 // load reads what an earlier run has left.
 func (q *queue) load(ctx context.Context) error {
 	type left struct {
-		server           matrix.ServerName
-		txn, all, events int64
+		server matrix.ServerName
+		txn, n int64
 	}
 	type failing struct {
 		server                   matrix.ServerName
@@ -151,7 +151,7 @@ func (q *queue) load(ctx context.Context) error {
 	name := func(r *sqldb.Rows) (s matrix.ServerName, err error) { return s, r.Scan(&s) }
 	err := q.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		if batches, err = sqldb.Select(tx, func(r *sqldb.Rows) (l left, err error) {
-			return l, r.Scan(&l.server, &l.txn, &l.all, &l.events)
+			return l, r.Scan(&l.server, &l.txn, &l.n)
 		}, qBatches); err != nil {
 			return err
 		}
@@ -174,7 +174,7 @@ func (q *queue) load(ctx context.Context) error {
 	defer q.mu.Unlock()
 	for _, l := range batches {
 		d := q.dest(l.server)
-		b := &batch{txn: l.txn, taken: true, settled: make(chan struct{}), pdus: int(l.events), edus: int(l.all - l.events)}
+		b := &batch{txn: l.txn, taken: true, settled: make(chan struct{}), edus: int(l.n)}
 		close(b.settled)
 		d.batches = append(d.batches, b)
 		q.last = max(q.last, l.txn)

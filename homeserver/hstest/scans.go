@@ -15,7 +15,7 @@ var mayScan = []string{
 	"SELECT user_id, type, content FROM account_data", "SELECT user_id, field, value FROM profiles",
 	"SELECT id, user_id, app_id, pushkey", "SELECT user_id, pos FROM erasures", "SELECT user_id, created_at, appservice", "SELECT server, failures",
 	"SELECT user_id, status_msg", "SELECT user_id, pos, changes FROM push_rules", "SELECT service, pos, pending",
-	"SELECT user_id, version FROM profile_spreads", "SELECT server, txn FROM fed_queue", "SELECT DISTINCT server FROM fed_behind", "SELECT room_id, network FROM published_rooms",
+	"SELECT user_id, version FROM profile_spreads", "SELECT server, txn, count(*) FROM fed_queue", "SELECT DISTINCT server FROM fed_behind", "SELECT server FROM fed_owed", "SELECT room_id, network FROM published_rooms",
 	// Cleaning up in the background, and when an account is closed.
 	"DELETE FROM delayed_events", "SELECT user_id FROM delayed_events", "DELETE FROM login_tokens", "DELETE FROM uia_sessions",
 	// The administrator's list of registration tokens.
