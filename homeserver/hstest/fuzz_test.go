@@ -90,3 +90,52 @@ func FuzzRequests(f *testing.F) {
 		}
 	})
 }
+
+// FuzzTokens asks every paginated list of the client-server API to go on at a place
+// that the fuzzer makes up: FuzzRequests for the parameters alone that hold one.
+func FuzzTokens(f *testing.F) {
+	w := newWalk(f)
+	w.lenient = true
+	w.all() // there is something in the lists
+	api := w.s.Handler().(*httpapi.API)
+	names := []string{"from", "to", "since", "next_batch", "cursor", "pos", "prev_batch"}
+	var lists []string
+	for _, route := range api.Paths() {
+		method, path, _ := strings.Cut(route, " ")
+		if method == http.MethodGet && !strings.Contains(path, "/federation/") && !strings.Contains(path, "/oauth") && !strings.HasPrefix(path, "/_matrix/media") {
+			lists = append(lists, path)
+		}
+	}
+	slices.Sort(lists)
+	for i, s := range []string{
+		"s1_2_3", "t1", "t-5_6", "p20", "1", "9223372036854775807", "-1", "1_abc", "!a:b", "@a:b", "AAAA", "", "%00", "s_", "0x1", "1e9", strings.Repeat("9", 40),
+	} {
+		f.Add(uint16(i), uint8(i), s)
+	}
+	f.Fuzz(func(t *testing.T, list uint16, name uint8, token string) {
+		path := lists[int(list)%len(lists)]
+		values := map[string]string{}
+		for _, v := range httpapitest.Variables(path) {
+			switch v {
+			case "roomId":
+				values[v] = w.room
+			case "userId":
+				values[v] = string(w.alice.UserID)
+			default:
+				values[v] = token
+			}
+		}
+		bearer := w.alice.AccessToken
+		if strings.Contains(path, "/admin/") {
+			bearer = w.chief.AccessToken
+		}
+		q := url.Values{"dir": {"b"}, "limit": {"3"}, "timeout": {"0"}, names[int(name)%len(names)]: {token}}
+		h := &httpapitest.Hostile{T: t, Handler: api, Allow: unreachable, Prepare: func(r *http.Request, _ []byte) {
+			r.Header.Set("Authorization", "Bearer "+bearer)
+		}}
+		h.Send(http.MethodGet, path, httpapitest.Fill(path, values), q.Encode(), nil, "fuzzed")
+		if api.Panics() > 0 {
+			t.Fatal("a handler panicked")
+		}
+	})
+}

@@ -1,9 +1,11 @@
 package push
 
 import (
+	"encoding/json"
 	"testing"
 	"time"
 
+	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
@@ -38,6 +40,38 @@ func FuzzCondition(f *testing.F) {
 		}
 		if took := time.Since(begin); took > 2*time.Second {
 			t.Errorf("%q takes %s", raw, took)
+		}
+	})
+}
+
+// FuzzRule reads rules that people write.
+func FuzzRule(f *testing.F) {
+	for _, s := range []string{
+		`{"actions":["notify",{"set_tweak":"sound","value":"default"}],"pattern":"al?c*"}`, `{"actions":["dont_notify"],"conditions":[{"kind":"event_match","key":"type","pattern":"m.*"}]}`,
+		`{"actions":[],"conditions":[]}`, `{"actions":[{"set_tweak":3},null]}`, `{"actions":null,"conditions":[{"kind":null}]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		var b struct {
+			Actions    *[]json.RawMessage `json:"actions"`
+			Conditions []json.RawMessage  `json:"conditions"`
+		}
+		if httpapi.Decode(raw, &b) != nil {
+			return
+		}
+		actions, err := checkActions(b.Actions)
+		if err == nil {
+			for _, a := range actions {
+				if !json.Valid(a) {
+					t.Errorf("an action of %s is %s", raw, a)
+				}
+			}
+		}
+		if checkConditions(b.Conditions) == nil {
+			for _, c := range b.Conditions {
+				compileCondition(c)
+			}
 		}
 	})
 }
