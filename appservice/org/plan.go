@@ -34,6 +34,9 @@ const (
 	SitesNamed  ChangeKind = "sites_named"  // the object is the site that all accounts are at which were made before
 )
 
+// OfUnit reports whether the change is one of a unit.
+func (k ChangeKind) OfUnit() bool { return strings.HasPrefix(string(k), "unit_") }
+
 func changeKinds() []ChangeKind {
 	return []ChangeKind{
 		UnitNew, UnitRestored, UnitMoved, UnitRenamed, UnitChanged,

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -102,10 +103,26 @@ type Sites struct {
 	byServer map[string]Site
 	handlers map[string]Handler // written before Run alone
 
-	wake chan struct{} // capacity one: something was sent, or has come
+	began     time.Time
+	wake      chan struct{} // capacity one: something was sent, or has come
+	lookAgain atomic.Bool   // the sites' room may have changed
 
-	mu   sync.Mutex
-	lags map[string]Lag // by site
+	mu      sync.Mutex
+	room    id.RoomID
+	public  string // key of this site's service
+	lags    map[string]lag
+	typed   map[id.UserID]time.Time // when a bot was last seen typing
+	marks   map[string]org.Mark     // the tree that each site has
+	keys    map[string][2]string    // the key of each site that counts, and another one
+	granted map[string][]string     // delegated units by site, as the head office says
+	wholeID string                  // the message that carries all of wholeOf
+	wholeOf org.Mark
+}
+
+// lag is a Lag and since when something waits.
+type lag struct {
+	Lag
+	oldest time.Time
 }
 
 // New reads what was sent and handled before. It makes no request.
@@ -115,7 +132,8 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, store *org.Stor
 	}
 	s := &Sites{
 		db: db, mx: mx, store: store, opts: opts, wake: make(chan struct{}, 1), handlers: map[string]Handler{},
-		byName: map[string]Site{}, byServer: map[string]Site{}, lags: map[string]Lag{},
+		byName: map[string]Site{}, byServer: map[string]Site{}, lags: map[string]lag{}, typed: map[id.UserID]time.Time{},
+		began: opts.Now(), marks: map[string]org.Mark{}, keys: map[string][2]string{}, granted: map[string][]string{},
 	}
 	if err := s.name(); err != nil {
 		return nil, err
@@ -123,7 +141,38 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, store *org.Stor
 	if err := db.Migrate(ctx, "sites", schemaFS); err != nil {
 		return nil, fmt.Errorf("migrating the sites: %w", err)
 	}
-	return s, nil
+	s.Handle(kindWant, s.answerWant)
+	s.Handle(kindDecide, s.takeDecision)
+	if s.Many() {
+		store.OnChange(func(*org.Tree) { s.Wake() })
+	}
+	return s, s.load(ctx)
+}
+
+// load reads what Lag and others answer before Run has begun.
+func (s *Sites) load(ctx context.Context) error {
+	if !s.Many() {
+		return nil
+	}
+	err := s.db.Read(ctx, func(tx *sqldb.Tx) error {
+		list, err := sqldb.Select(tx, scanPeer, qPeers)
+		if err != nil {
+			return err
+		}
+		for _, p := range list {
+			s.lags[p.name] = lag{Lag: Lag{Heard: p.heard, Sent: p.outSeq, Acknowledged: p.acked, Waiting: int(p.outSeq - p.acked)}}
+			s.marks[p.name], s.keys[p.name] = p.tree, [2]string{p.key, p.offered}
+		}
+		rows, err := sqldb.Select(tx, func(r *sqldb.Rows) (d [2]string, err error) { err = r.Scan(&d[0], &d[1]); return d, err }, qDelegated)
+		for _, d := range rows {
+			s.granted[d[0]] = append(s.granted[d[0]], d[1])
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("reading the sites: %w", err)
+	}
+	return nil
 }
 
 // name makes the list of sites of the options.
@@ -241,24 +290,30 @@ func Refuse(err error) error { return refusal{err} }
 // to it before, exactly once; this site may be one of them. What Send wrote is noticed by itself soon after the
 // transaction; Wake makes that at once.
 func (s *Sites) Send(tx *sqldb.Tx, to []Site, kind string, body any) error {
+	_, err := s.queue(tx, to, kind, body)
+	return err
+}
+
+// queue is Send; it answers the message's ID.
+func (s *Sites) queue(tx *sqldb.Tx, to []Site, kind string, body any) (string, error) {
 	if len(to) == 0 {
-		return nil
+		return "", nil
 	}
 	b, err := json.Marshal(body)
 	if err != nil {
-		return fmt.Errorf("encoding a message to other sites: %w", err)
+		return "", fmt.Errorf("encoding a message to other sites: %w", err)
 	}
 	message := matrix.RandomString(20)
 	if _, err := tx.Exec(qInsertMessage, message, kind, string(b), s.opts.Now().UnixMilli()); err != nil {
-		return fmt.Errorf("keeping a message to other sites: %w", err)
+		return "", fmt.Errorf("keeping a message to other sites: %w", err)
 	}
 	for _, site := range to {
 		if err := s.enqueue(tx, site.Name, message); err != nil {
-			return fmt.Errorf("keeping a message to site %q: %w", site.Name, err)
+			return "", fmt.Errorf("keeping a message to site %q: %w", site.Name, err)
 		}
 	}
 	time.AfterFunc(wakeAfter, s.Wake)
-	return nil
+	return message, nil
 }
 
 // wakeAfter is when what was sent is looked for, if the sender does not call Wake.
@@ -295,28 +350,24 @@ type Lag struct {
 
 // Lag of another site; nothing for the own one.
 func (s *Sites) Lag(site Site) Lag {
+	if site.Name == s.own.Name {
+		return Lag{}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lags[site.Name]
-}
-
-// Event takes an event of the homeserver's transactions; it passes over what does not concern it. What has been taken
-// is stored when it returns.
-func (s *Sites) Event(context.Context, *mxclient.Event) error { return nil }
-
-// Typing takes who types in a room: the bots of the other sites say by it that they are there.
-func (s *Sites) Typing(id.RoomID, []id.UserID) {}
-
-// Run speaks with the other sites until ctx ends.
-func (s *Sites) Run(ctx context.Context) error {
-	for {
-		if err := s.loopBack(ctx); err != nil && ctx.Err() == nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-s.wake:
-		}
+	l := s.lags[site.Name]
+	if typed := s.typed[site.Bot]; typed.After(l.Heard) {
+		l.Heard = typed
 	}
+	since := l.Heard
+	if since.IsZero() {
+		since = s.began
+	}
+	switch silent := s.opts.Now().Sub(since); {
+	case silent > 3*s.beatEvery():
+		l.Behind = silent
+	case !l.oldest.IsZero():
+		l.Behind = time.Since(l.oldest)
+	}
+	return l.Lag
 }

@@ -39,6 +39,15 @@ CREATE TABLE as_site_out (
 
 CREATE INDEX as_site_out_message ON as_site_out (message_id);
 
+CREATE TABLE as_site_handled (
+    site       TEXT   NOT NULL,
+    message_id TEXT   NOT NULL,
+    at         BIGINT NOT NULL,
+    PRIMARY KEY (site, message_id)
+);
+
+CREATE INDEX as_site_handled_at ON as_site_handled (at);
+
 CREATE TABLE as_site_in (
     n        BIGSERIAL PRIMARY KEY,
     site     TEXT   NOT NULL,

@@ -1,0 +1,248 @@
+package sites
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	log "github.com/sirupsen/logrus"
+	"maunium.net/go/mautrix/id"
+
+	"github.com/carillon-chat/carillon/appservice/mxclient"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+)
+
+// roomType is that of the sites' room, so that clients do not take it for a conversation.
+const roomType = "im.carillon.sites"
+
+// aliasName is the local part of the room's alias, in the namespace of the service.
+func (s *Sites) aliasName() string { return s.head.Bot.Localpart() + "_sites" }
+
+// roomAlias is where the sites' room is found.
+func (s *Sites) roomAlias() string { return "#" + s.aliasName() + ":" + s.head.ServerName }
+
+func (s *Sites) setRoom(room id.RoomID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.room = room
+}
+
+// Room is the room in which the services speak; "" until it is found.
+func (s *Sites) Room() id.RoomID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.room
+}
+
+// keepRoom makes sure of the room: the head office makes it and brings the bots in, the others find it and join.
+func (e *engine) keepRoom(ctx context.Context, now time.Time) {
+	// Joining may wait for another server, which must not hold up everything for long.
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	err := e.enter(ctx)
+	if err == nil && e.own.Head {
+		err = e.gather(ctx)
+	}
+	if err == nil && !e.joined {
+		err = e.publishKey(ctx)
+	}
+	if err == nil {
+		if !e.joined {
+			e.joined, e.beatAt = true, now
+			e.say(0)
+			log.WithField("room", e.room).Info("the room of the sites is there")
+		}
+		e.roomTry, e.roomAt = 0, now.Add(checkRoom)
+		return
+	}
+	wait := min(lookForRoom<<min(e.roomTry, 5), time.Minute)
+	e.roomTry++
+	e.roomAt = now.Add(wait)
+	if ctx.Err() == nil {
+		log.WithError(err).WithField("again_in", wait).Warn("the room of the sites is not there yet")
+	}
+}
+
+// enter finds the room, or makes it, and joins.
+func (e *engine) enter(ctx context.Context) error {
+	if e.room != "" && e.joined {
+		return nil
+	}
+	room := e.room
+	if room == "" {
+		var err error
+		if room, err = e.find(ctx); err != nil {
+			return err
+		}
+	}
+	path := mxclient.Path("/_matrix/client/v3/join", string(room))
+	via := url.Values{"via": {e.head.ServerName}, "server_name": {e.head.ServerName}}
+	if err := e.mx.Do(ctx, mxclient.Request{Method: http.MethodPost, Path: path, Query: via}, nil); err != nil {
+		if mxclient.IsPermanent(err) {
+			e.room = "" // another may have taken its place
+		}
+		return fmt.Errorf("joining the sites' room: %w", err)
+	}
+	if err := e.genuine(ctx, room); err != nil {
+		return err
+	}
+	err := e.db.Write(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(qSetRoom, string(room), e.roomAlias())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("keeping the sites' room: %w", err)
+	}
+	e.room, e.alias = room, e.roomAlias()
+	e.setRoom(room)
+	return nil
+}
+
+// find resolves the alias. The head office makes the room that is not there.
+func (e *engine) find(ctx context.Context) (id.RoomID, error) {
+	room, err := e.mx.ResolveAlias(ctx, e.roomAlias())
+	switch {
+	case err == nil:
+		return room, nil
+	case !e.own.Head || !mxclient.IsCode(err, "M_NOT_FOUND"):
+		return "", fmt.Errorf("finding the sites' room: %w", err)
+	}
+	var bots []id.UserID
+	for _, site := range e.Others() {
+		bots = append(bots, site.Bot)
+	}
+	room, err = e.mx.CreateRoom(ctx, "", map[string]any{
+		"room_version": "12", "preset": "private_chat", "room_alias_name": e.aliasName(), "name": "Carillon: sites",
+		"creation_content": map[string]any{"type": roomType, "additional_creators": bots},
+		"initial_state": []map[string]any{
+			{"type": "m.room.history_visibility", "content": map[string]string{"history_visibility": "joined"}},
+			{"type": "m.room.guest_access", "content": map[string]string{"guest_access": "forbidden"}},
+		},
+		"power_level_content_override": map[string]any{
+			"invite": 100, "events": map[string]int{EventKey: 0, EventMessage: 0, "m.room.name": 100, "m.room.topic": 100},
+		},
+	}, true)
+	if err != nil {
+		return "", fmt.Errorf("making the sites' room: %w", err)
+	}
+	return room, nil
+}
+
+// genuine makes sure that the room is the one that the head office's bot has made.
+func (e *engine) genuine(ctx context.Context, room id.RoomID) error {
+	events, err := e.mx.StateAll(ctx, "", room)
+	if err != nil {
+		return fmt.Errorf("looking at the sites' room: %w", err)
+	}
+	for _, ev := range events {
+		if ev.Type == "m.room.create" && ev.Sender == string(e.head.Bot) {
+			return nil
+		}
+	}
+	e.room = ""
+	return errors.New("the sites' room was not made by the head office's bot")
+}
+
+// gather invites the bots that are not in the room, and removes who is no bot of a site.
+func (e *engine) gather(ctx context.Context) error {
+	events, err := e.mx.StateAll(ctx, "", e.room)
+	if err != nil {
+		return fmt.Errorf("looking at the sites' room: %w", err)
+	}
+	present := map[id.UserID]string{}
+	for _, ev := range events {
+		if m := ev.Membership(); m != "" {
+			present[id.UserID(*ev.StateKey)] = m
+		}
+	}
+	for _, site := range e.Others() {
+		if m := present[site.Bot]; m == "join" || m == "invite" {
+			continue
+		}
+		if err := e.mx.Invite(ctx, "", e.room, site.Bot); err != nil {
+			// The site may not run yet; the others must not wait for it.
+			log.WithField("site", site.Name).WithError(err).Info("the bot of a site could not be invited yet")
+		}
+	}
+	for user, m := range present {
+		if (m == "join" || m == "invite" || m == "knock") && !e.IsBot(user) {
+			if err := e.mx.Kick(ctx, "", e.room, user, ""); err != nil {
+				log.WithField("user", user).WithError(err).Error("a user who is no bot of a site cannot be removed from the sites' room: take the alias away and start again, then a new room is made")
+			}
+		}
+	}
+	return nil
+}
+
+// keyContent is the content of a site's key.
+type keyContent struct {
+	Site string `json:"site"`
+	Key  string `json:"key"`
+}
+
+// publishKey shows the key of this service in the room: the homeserver lets none but its bot write there.
+func (e *engine) publishKey(ctx context.Context) error {
+	var now keyContent
+	mine := keyContent{e.own.Name, e.public}
+	err := e.mx.State(ctx, "", e.room, EventKey, string(e.own.Bot), &now)
+	if err != nil && !mxclient.IsCode(err, "M_NOT_FOUND") || now == mine {
+		return err
+	}
+	if _, err := e.mx.SetState(ctx, e.room, "", EventKey, string(e.own.Bot), mine); err != nil {
+		return fmt.Errorf("showing the key of this site: %w", err)
+	}
+	return nil
+}
+
+// relearn is how long a site's key is not asked for again.
+const relearn = 5 * time.Second
+
+// learn asks the room for a site's key. The first that is seen counts until an operator says otherwise.
+func (e *engine) learn(ctx context.Context, p *peer) error {
+	if e.opts.Now().Sub(p.learned) < relearn {
+		return nil
+	}
+	p.learned = e.opts.Now()
+	var c keyContent
+	err := e.mx.State(ctx, "", e.room, EventKey, string(p.site.Bot), &c)
+	if mxclient.IsCode(err, "M_NOT_FOUND") {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("asking for the key of site %q: %w", p.name, err)
+	}
+	if publicKey(c.Key) == nil {
+		return nil
+	}
+	key, offered := p.key, ""
+	switch {
+	case key == "":
+		key = c.Key
+	case key != c.Key:
+		offered = c.Key
+		log.WithFields(log.Fields{"site": p.name, "known": fingerprint(key), "new": fingerprint(offered)}).
+			Error("a site speaks with another key than before; if its service was set up anew, say so with: carillon org sites --trust SITE")
+	}
+	return e.saveKeys(ctx, p, key, offered)
+}
+
+func (e *engine) saveKeys(ctx context.Context, p *peer, key, offered string) error {
+	if key == p.key && offered == p.offered {
+		return nil
+	}
+	err := e.db.Write(ctx, func(tx *sqldb.Tx) error {
+		_, err := tx.Exec(qSaveKeys, p.name, key, offered)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("keeping the key of site %q: %w", p.name, err)
+	}
+	p.key, p.offered = key, offered
+	return nil
+}
+
+// fingerprint is what people compare of a key.
+func fingerprint(key string) string { return key[:min(len(key), 16)] }
