@@ -209,7 +209,7 @@ func (s *Service) buildFeatures(ctx context.Context) error {
 	}
 	s.dings, err = ding.New(ctx, s.db, ding.Options{
 		Tree: s.store.Tree, Outbox: s.outbox, Matrix: s.mx, Rooms: s.rooms, Unread: s.lists, Lang: book,
-		ServerName: o.ServerName, IsAdmin: s.isAdmin, PerMinute: o.Ding.PerMinute, MaxReceivers: o.Ding.MaxReceivers,
+		ServerName: o.ServerName, Sites: s.sites, IsAdmin: s.isAdmin, PerMinute: o.Ding.PerMinute, MaxReceivers: o.Ding.MaxReceivers,
 		Grace: o.Ding.Grace, ConfirmWords: o.Ding.ConfirmWords, Location: o.Location, Now: o.Now,
 	})
 	if err != nil {

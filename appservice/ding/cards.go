@@ -115,6 +115,9 @@ func (d *Dings) editDue(ctx context.Context) (next time.Duration) {
 
 // editCard shows the present state on a card, if it does not yet.
 func (d *Dings) editCard(ctx context.Context, l *live) error {
+	if l.Origin != "" {
+		return d.closeCopy(ctx, l)
+	}
 	d.mu.Lock()
 	delete(d.dirty, l.ID) // a change from now on makes it dirty again
 	c := d.card(l)

@@ -70,7 +70,7 @@ func (d *Dings) confirm(ctx context.Context, answers []answer) error {
 	err := d.db.Write(ctx, func(tx *sqldb.Tx) error {
 		for n := range answers {
 			a := &answers[n]
-			rows, err := tx.Exec(qConfirm, a.l.ID, int64(a.i), a.at, a.via, a.late)
+			rows, err := tx.Exec(qConfirm, a.l.ID, int64(a.i), a.at, a.via, a.late, a.l.Origin == "")
 			if err != nil {
 				return err
 			}
@@ -155,6 +155,9 @@ func (d *Dings) Recall(ctx context.Context, c Caller, dingID string) error {
 	if !d.sees(l, c).all {
 		return matrix.Forbidden("a DING is recalled by its sender or an administrator")
 	}
+	if l.Origin != "" {
+		return matrix.Forbidden("this DING is recalled at the site of its sender, %s", l.Origin)
+	}
 	d.mu.Lock()
 	state := l.State
 	var retract []bridge.New
@@ -182,10 +185,13 @@ func (d *Dings) Recall(ctx context.Context, c Caller, dingID string) error {
 		if _, err := d.opts.Outbox.CancelGroup(tx, group(l.ID)); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(qRecallQueued, l.ID); err != nil {
+		if _, err := tx.Exec(qRecallQueued, l.ID, true); err != nil {
 			return err
 		}
 		if err := d.opts.Outbox.Put(tx, retract...); err != nil {
+			return err
+		}
+		if err := d.recallAbroad(tx, l); err != nil {
 			return err
 		}
 		return journal(tx, l.ID, now, c.User, string(Recalled), "")

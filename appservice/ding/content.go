@@ -81,6 +81,9 @@ func (d *Dings) outgoing(l *live) []bridge.New {
 	expires := time.UnixMilli(l.ExpiresAt)
 	for i := range l.to {
 		t := &l.to[i]
+		if t.Site != "" { // another site delivers
+			continue
+		}
 		receiver := d.personContent(t.Person, t.User)
 		rec := record{
 			Ding: l.ID, Kind: l.Kind, Body: l.Body, Need: "confirm", Sender: sender, Receiver: &receiver, Source: l.Receivers.UnreadOf,
@@ -242,6 +245,7 @@ func (d *Dings) card(l *live) card {
 		lines = append(lines, line{"", fmt.Sprintf(in.Pick("发给 %d 人：已确认 %d，未确认 %d，发送中 %d，失败 %d", "To %d: %d confirmed, %d not yet, %d on their way, %d failed"),
 			n.Total, n.Confirmed, n.Sent, n.Queued, n.Failed+n.Expired)})
 	}
+	lines = append(lines, d.siteLines(l, in)...)
 	if n.AlreadyRead > 0 {
 		lines = append(lines, line{"", fmt.Sprintf(in.Pick("%d 人中已有 %d 人读过消息", "Of %d, %d had read the message already"), n.Total+n.AlreadyRead, n.AlreadyRead)})
 	}

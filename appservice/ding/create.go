@@ -117,6 +117,9 @@ func (d *Dings) insert(ctx context.Context, l *live) error {
 		if err := d.opts.Outbox.Put(tx, card.item); err != nil {
 			return err
 		}
+		if err := d.sendAbroad(tx, l); err != nil {
+			return err
+		}
 		return journal(tx, l.ID, l.CreatedAt, l.SenderUser, "created", string(l.State))
 	})
 	if err == nil {
@@ -132,7 +135,7 @@ func (d *Dings) insert(ctx context.Context, l *live) error {
 func insertDeliveries(tx *sqldb.Tx, l *live) error {
 	for i := range l.to {
 		t := &l.to[i]
-		if _, err := tx.Exec(qInsertDelivery, l.ID, int64(i), t.Person, t.User, mustJSON(nonNil(t.Units))); err != nil {
+		if _, err := tx.Exec(qInsertDelivery, l.ID, int64(i), t.Person, t.User, mustJSON(nonNil(t.Units)), string(t.State), t.Site, t.told); err != nil {
 			return err
 		}
 	}
@@ -406,7 +409,8 @@ func (x *resolver) take(p *org.Person, unit string) {
 		return
 	}
 	x.seen[p.ID] = len(x.to)
-	t := Delivery{Person: p.ID, User: x.d.userOf(p), State: Queued}
+	t := Delivery{Person: p.ID, User: x.d.userOf(p), State: Queued, told: true}
+	t.Site = x.d.siteOf(t.User)
 	if unit != "" {
 		t.Units = []string{unit}
 	}

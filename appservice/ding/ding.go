@@ -6,6 +6,9 @@
 // People confirm by reaction, by a word, by the event im.carillon.ding.confirm or by the API. Everything that goes out
 // goes through the outbox, put there in the transaction that decides it.
 //
+// Where the company has several sites, the site of the sender keeps the DING and its card; each site delivers to its own
+// people and reports what became of it (see sites.go).
+//
 // It owns the tables as_dings, as_ding_deliveries and as_ding_journal. DINGs that are not over, and lately used ones,
 // are kept in memory as a copy of the tables, so that confirming asks the database nothing. Invariants: a person gets a
 // DING once, whatever units name them; the first confirmation stands; one that comes after the end is kept as late;
@@ -30,6 +33,7 @@ import (
 	"github.com/carillon-chat/carillon/appservice/org"
 	"github.com/carillon-chat/carillon/appservice/readlist"
 	"github.com/carillon-chat/carillon/appservice/schemas"
+	"github.com/carillon-chat/carillon/appservice/sites"
 	"github.com/carillon-chat/carillon/bridges/bridge"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -115,7 +119,9 @@ type Ding struct {
 	EndedAt     int64
 	Skipped     []Skip
 	AlreadyRead int
+	Origin      string // the site of its sender, "" for this one; a DING of another site is kept for the people of this one
 
+	held                bool // not sent before its site has said that it still stands
 	cardEvent, cardRoom string
 	cardRev             int64
 	cardShown           string
@@ -136,7 +142,9 @@ type Delivery struct {
 	ConfirmedAt int64
 	Via         string
 	Late        bool
-	seen        bool // its message was seen in the room before the outbox has said that it is out
+	Site        string // that makes it, "" for this one
+	told        bool   // the site of a DING's sender knows how this stands
+	seen        bool   // its message was seen in the room before the outbox has said that it is out
 }
 
 // Matrix is the part of *mxclient.Client that is needed here.
@@ -165,6 +173,7 @@ type Options struct {
 	Unread     Unread
 	Lang       *lang.Book
 	ServerName string
+	Sites      *sites.Sites           // nil where there is one site
 	IsAdmin    func(user string) bool // besides the people whom the company file calls administrators
 
 	PerMinute    int           // DINGs of one sender [10]
@@ -194,6 +203,7 @@ type Dings struct {
 	clock   int64
 	wakeup  chan struct{} // capacity one, for the scheduler: a ring not heard yet stands for all that follow
 	cardRun chan struct{} // the same for the cards
+	tellRun chan struct{} // the same for the reports to other sites
 }
 
 // live is a DING in memory. Its fields are guarded by Dings.mu.
@@ -243,7 +253,10 @@ func New(ctx context.Context, db *sqldb.DB, opts Options) (*Dings, error) {
 	d := &Dings{
 		db: db, opts: opts, schemas: set, words: confirmWords(opts.ConfirmWords), reactions: confirmReactions(opts.Reactions),
 		live: map[string]*live{}, events: map[string]ref{}, cards: map[string]string{}, dirty: map[string]bool{},
-		wakeup: make(chan struct{}, 1), cardRun: make(chan struct{}, 1),
+		wakeup: make(chan struct{}, 1), cardRun: make(chan struct{}, 1), tellRun: make(chan struct{}, 1),
+	}
+	if d.many() {
+		d.listen()
 	}
 	opts.Outbox.OnResult(d.onResults)
 	if err := d.resume(ctx); err != nil {
@@ -284,6 +297,7 @@ func (d *Dings) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { d.schedule(ctx) })
 	wg.Go(func() { d.showCards(ctx) })
+	wg.Go(func() { d.tellSites(ctx) })
 	wg.Wait()
 	return nil
 }
@@ -295,11 +309,17 @@ func (d *Dings) userOf(p *org.Person) string {
 	if p == nil || p.Localpart == "" {
 		return ""
 	}
+	if d.many() {
+		return string(d.opts.Sites.UserOf(p))
+	}
 	return "@" + p.Localpart + ":" + d.opts.ServerName
 }
 
-// personOf is the person behind a user ID, nil if there is none here.
+// personOf is the person behind a user ID of any site, nil if there is none.
 func (d *Dings) personOf(user string) *org.Person {
+	if d.many() {
+		return d.opts.Sites.PersonOf(d.opts.Tree(), id.UserID(user))
+	}
 	u := matrix.UserID(user)
 	if string(u.Server()) != d.opts.ServerName {
 		return nil
@@ -437,6 +457,9 @@ func ring(bell chan struct{}) {
 func (d *Dings) touch(l *live) {
 	d.dirty[l.ID] = true
 	ring(d.cardRun)
+	if l.Origin != "" {
+		ring(d.tellRun)
+	}
 }
 
 // newID makes IDs that sort by time in any collation.

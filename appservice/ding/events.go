@@ -268,7 +268,7 @@ func (d *Dings) ownMessage(ctx context.Context, ev *mxclient.Event) error {
 // notice whose key comes from the command, so that a repeated transaction tells it once.
 func (d *Dings) obey(ctx context.Context, ev *mxclient.Event, c *content, name, rest string) error {
 	p := d.personOf(ev.Sender)
-	if p == nil {
+	if p == nil || !d.isHere(ev.Sender) { // people of other sites are obeyed there
 		return nil
 	}
 	in := d.opts.Lang.Of(ev.Sender)

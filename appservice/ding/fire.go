@@ -196,6 +196,9 @@ func (d *Dings) fire(ctx context.Context, l *live) error {
 		if err := d.opts.Outbox.Put(tx, items...); err != nil {
 			return err
 		}
+		if err := d.sendAbroad(tx, fired); err != nil {
+			return err
+		}
 		return journal(tx, g.ID, now, "", "fired", "")
 	})
 	if errors.Is(err, errMoved) {
@@ -229,6 +232,11 @@ func (d *Dings) end(ctx context.Context, l *live, from, to State, reason, actor 
 		if moved = n == 0; moved {
 			return nil
 		}
+		if l.held && to == Expired { // nobody has got it
+			if _, err := tx.Exec(qExpireHeld, l.ID); err != nil {
+				return err
+			}
+		}
 		return journal(tx, l.ID, now, actor, string(to), reason)
 	})
 	if err != nil {
@@ -239,6 +247,15 @@ func (d *Dings) end(ctx context.Context, l *live, from, to State, reason, actor 
 	}
 	d.mu.Lock()
 	l.State, l.Reason, l.EndedAt, l.cardDone = to, reason, now, false
+	if l.held && to == Expired {
+		for i := range l.to {
+			if t := &l.to[i]; t.State == Queued {
+				l.n.add(t, -1)
+				t.State = Expired
+				l.n.add(t, 1)
+			}
+		}
+	}
 	d.touch(l)
 	d.mu.Unlock()
 	log.WithFields(log.Fields{"ding": l.ID, "state": to, "reason": reason}).Info("DING over")
@@ -345,9 +362,9 @@ func (d *Dings) apply(ctx context.Context, outs []outcome) error {
 		for _, o := range outs {
 			var err error
 			if o.state == Sent {
-				_, err = tx.Exec(qWentOut, o.l.ID, int64(o.i), o.room, o.event, o.record, o.at)
+				_, err = tx.Exec(qWentOut, o.l.ID, int64(o.i), o.room, o.event, o.record, o.at, o.l.Origin == "")
 			} else {
-				_, err = tx.Exec(qNotSent, o.l.ID, int64(o.i), string(o.state), o.reason)
+				_, err = tx.Exec(qNotSent, o.l.ID, int64(o.i), string(o.state), o.reason, o.l.Origin == "")
 			}
 			if err != nil {
 				return err

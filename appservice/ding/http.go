@@ -62,6 +62,7 @@ type dingJSON struct {
 	Counts    Counts        `json:"counts"`
 	Skipped   []Skip        `json:"skipped,omitempty"`
 	Mine      *deliveryJSON `json:"mine,omitempty"`
+	Site      string        `json:"site,omitempty"` // of the sender, when it is another one
 }
 
 // deliveryJSON is what became of a DING for one receiver.
@@ -75,6 +76,7 @@ type deliveryJSON struct {
 	Late        bool       `json:"late,omitempty"`
 	Room        string     `json:"room_id,omitempty"`
 	Event       string     `json:"event_id,omitempty"`
+	Site        string     `json:"site,omitempty"` // that delivers, when it is another one
 }
 
 func (d *Dings) personJSON(person, user string) personJSON {
@@ -88,14 +90,14 @@ func (d *Dings) personJSON(person, user string) personJSON {
 func (d *Dings) deliveryJSON(t *Delivery) deliveryJSON {
 	return deliveryJSON{
 		Person: d.personJSON(t.Person, t.User), State: t.State, Reason: t.Reason, SentAt: t.SentAt, ConfirmedAt: t.ConfirmedAt, Via: t.Via,
-		Late: t.Late, Room: t.Room, Event: t.Event,
+		Late: t.Late, Room: t.Room, Event: t.Event, Site: t.Site,
 	}
 }
 
 func (d *Dings) dingJSON(g *Ding, n Counts, all bool) dingJSON {
 	j := dingJSON{
 		ID: g.ID, Kind: g.Kind, State: g.State, Body: g.Body, Sender: d.personJSON(g.Sender, g.SenderUser), Source: g.Receivers.UnreadOf,
-		CreatedAt: g.CreatedAt, FireAt: g.FireAt, FiredAt: g.FiredAt, ExpiresAt: g.ExpiresAt, EndedAt: g.EndedAt, Counts: n,
+		CreatedAt: g.CreatedAt, FireAt: g.FireAt, FiredAt: g.FiredAt, ExpiresAt: g.ExpiresAt, EndedAt: g.EndedAt, Counts: n, Site: g.Origin,
 	}
 	if all {
 		r := g.Receivers
@@ -169,6 +171,7 @@ func (d *Dings) serveShow(c *httpapi.Call) (any, error) {
 		Deliveries []deliveryJSON `json:"deliveries,omitempty"`
 		Next       string         `json:"next_cursor,omitempty"`
 		Units      []unitJSON     `json:"units,omitempty"`
+		Sites      []siteJSON     `json:"sites,omitempty"`
 		Timing     *timing        `json:"timing,omitempty"`
 	}{dingJSON: d.dingJSON(&l.Ding, l.n, s.all)}
 	if s.mine >= 0 {
@@ -188,7 +191,7 @@ func (d *Dings) serveShow(c *httpapi.Call) (any, error) {
 		}
 		out.Deliveries = append(out.Deliveries, d.deliveryJSON(&l.to[i]))
 	}
-	out.Units, out.Timing = d.byUnit(l), l.timing()
+	out.Units, out.Sites, out.Timing = d.byUnit(l), d.bySite(l), l.timing()
 	return out, nil
 }
 

@@ -54,17 +54,17 @@ type Reader struct {
 
 // Page is an answer.
 type Page struct {
-	TotalRead   int      `json:"total_read"`
-	TotalUnread int      `json:"total_unread"`
-	TotalLeft   int      `json:"total_left"`
-	AsOf        int64    `json:"as_of"`
-	SentAt      int64    `json:"sent_at"`
-	EditedAt    int64    `json:"edited_at,omitempty"`
-	Redacted    bool     `json:"redacted,omitempty"`
+	TotalRead   int   `json:"total_read"`
+	TotalUnread int   `json:"total_unread"`
+	TotalLeft   int   `json:"total_left"`
+	AsOf        int64 `json:"as_of"`
+	SentAt      int64 `json:"sent_at"`
+	EditedAt    int64 `json:"edited_at,omitempty"`
+	Redacted    bool  `json:"redacted,omitempty"`
 	// LagBySite has the other sites of which somebody is among the receivers.
 	LagBySite map[string]Lag `json:"lag_by_site,omitempty"`
-	Readers     []Reader `json:"readers"`
-	Next        string   `json:"next_cursor,omitempty"`
+	Readers   []Reader       `json:"readers"`
+	Next      string         `json:"next_cursor,omitempty"`
 }
 
 // Readers gives a page of a message's list to those who may see it: its sender, people with power 50 or more in the

@@ -82,10 +82,10 @@ type Options struct {
 	Retain       time.Duration  // how long times of reading are kept; 0 is 90 days
 	Location     *time.Location // of times told to people; nil is UTC+8
 	// Lag tells of another site, by its name; nil where there is one site.
-	Lag          func(site string) (Lag, bool)
-	BaseURL      string         // where the API is reached, for the bot's hint at the whole list
-	Budget       int            // bytes of rooms kept in memory, about; 0 is 64 MiB
-	Now          matrix.Now
+	Lag     func(site string) (Lag, bool)
+	BaseURL string // where the API is reached, for the bot's hint at the whole list
+	Budget  int    // bytes of rooms kept in memory, about; 0 is 64 MiB
+	Now     matrix.Now
 }
 
 // Lists are the read lists of all rooms. Safe for concurrent use; OnEvents and OnReceipts run one at a time.
