@@ -40,11 +40,9 @@ func (s *soak) build() {
 	}
 	s.times.accounts = lap()
 	s.step("%d accounts after %s", len(s.sites)*s.o.people, s.times.accounts.Round(time.Millisecond))
-	if err := s.found(); err != nil {
+	s.found()
+	if err := s.fill(s.staff); err != nil {
 		s.t.Error(err)
-		return
-	}
-	if !s.everywhere(func(st *site) error { return s.enter(s.staff, st.n) }) {
 		return
 	}
 	s.times.joins = lap()
@@ -55,6 +53,9 @@ func (s *soak) build() {
 	}
 	for _, r := range s.rooms { // the first message: what comparing goes back to
 		s.say(r.home, r)
+	}
+	if !s.everywhere(s.drained) {
+		return
 	}
 	s.times.created = lap()
 	s.step("%d departments after %s", len(s.rooms)-1, s.times.created.Round(time.Millisecond))
@@ -113,8 +114,8 @@ func (s *soak) register(p *person) error {
 	return err
 }
 
-// found makes the rooms, with the administrators and watchers of their sites.
-func (s *soak) found() error {
+// found decides which rooms there are, and who is in them.
+func (s *soak) found() {
 	s.staff = &room{home: s.people[0][0], open: "public", members: map[int][]*person{}}
 	for n := range s.sites {
 		s.staff.sites = append(s.staff.sites, n)
@@ -123,9 +124,6 @@ func (s *soak) found() error {
 		s.staff.members[n] = list
 	}
 	s.rooms = []*room{s.staff}
-	if err := s.create(s.staff); err != nil {
-		return err
-	}
 	kinds := []string{"public", "restricted", "invite"}
 	for i := range s.o.departments {
 		home := i % len(s.sites)
@@ -154,10 +152,9 @@ func (s *soak) found() error {
 			}
 		}
 	}
-	return nil
 }
 
-// create makes a room, and has one person of each site join it.
+// create makes a room, to which the administrators of all its sites may come.
 func (s *soak) create(r *room) error {
 	r.sent, r.redacted = map[string]*message{}, map[string]bool{}
 	powers := map[string]int{}
@@ -185,13 +182,6 @@ func (s *soak) create(r *room) error {
 		return err
 	}
 	r.id = answer.Get("room_id").Str
-	for _, n := range r.sites {
-		if p := s.people[n][0]; p != r.home {
-			if err := s.join(p, r, r.home.site); err != nil {
-				return err
-			}
-		}
-	}
 	return nil
 }
 
@@ -200,11 +190,21 @@ func (s *soak) join(p *person, r *room, via *site) error {
 	return err
 }
 
-// enter has the people of one site join a room that their administrator is in.
+// enter has the people of one site join a room: the administrator through another site, then the others.
 func (s *soak) enter(r *room, n int) error {
+	admin := s.people[n][0]
+	if admin != r.home {
+		began := time.Now()
+		if err := s.join(admin, r, r.home.site); err != nil {
+			return err
+		}
+		if r == s.staff {
+			s.times.entered = time.Since(began) // of the last site: the room is nearly full
+		}
+	}
 	return each(r.members[n][1:], joiners, func(p *person) error {
 		if r.open == "invite" {
-			if _, err := s.must(s.people[n][0], "POST", "/rooms/"+seg(r.id)+"/invite", map[string]string{"user_id": p.id}); err != nil {
+			if _, err := s.must(admin, "POST", "/rooms/"+seg(r.id)+"/invite", map[string]string{"user_id": p.id}); err != nil {
 				return err
 			}
 		}
@@ -212,10 +212,19 @@ func (s *soak) enter(r *room, n int) error {
 	})
 }
 
-// fill makes a department and has its people join.
+// fill makes a room and has its people join, site after site as a company would grow. They do not all come at once:
+// what happens when much happens at several sites is the matter of the work that follows.
 func (s *soak) fill(r *room) error {
 	if err := s.create(r); err != nil {
 		return err
 	}
-	return each(r.sites, len(r.sites), func(n int) error { return s.enter(r, n) })
+	for _, n := range r.sites {
+		if err := s.enter(r, n); err != nil {
+			return err
+		}
+		if err := s.drained(s.sites[n]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

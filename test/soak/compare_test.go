@@ -26,19 +26,22 @@ func (s *soak) settle() {
 			}
 		}
 	})
-	s.everywhere(func(st *site) error {
-		for end := time.Now().Add(s.o.patience); ; time.Sleep(200 * time.Millisecond) {
-			waits, err := s.waiting(st)
-			if err == nil && waits == "" {
-				return nil
-			}
-			if time.Now().After(end) {
-				return fmt.Errorf("things still wait to be sent: %s %w", waits, err)
-			}
-		}
-	})
+	s.everywhere(s.drained)
 	s.times.settled = time.Since(began)
 	s.step("nothing waits to be sent after %s", s.times.settled.Round(100*time.Millisecond))
+}
+
+// drained waits until a site has sent everything to the others.
+func (s *soak) drained(st *site) error {
+	for end := time.Now().Add(s.o.patience); ; time.Sleep(50 * time.Millisecond) {
+		waits, err := s.waiting(st)
+		if err == nil && waits == "" {
+			return nil
+		}
+		if time.Now().After(end) {
+			return errors.Join(err, fmt.Errorf("things still wait to be sent: %s", waits))
+		}
+	}
 }
 
 // steady are those of a site who send the last receipts of a room.

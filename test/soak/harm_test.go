@@ -1,7 +1,6 @@
 package soak_test
 
 import (
-	"fmt"
 	"net/http"
 	"sync"
 	"syscall"
@@ -190,7 +189,7 @@ func (s *soak) await(p *person, r *room, m *message) {
 			return
 		}
 		if time.Now().After(end) {
-			s.t.Error(fmt.Errorf("site %d does not know %s of %s: %d %s %w", p.site.n, m.id, r.id, status, answer, err))
+			s.t.Errorf("site %d does not know %s of %s: %d %s %v", p.site.n, m.id, r.id, status, answer, err)
 			return
 		}
 	}

@@ -31,6 +31,7 @@ func (s *soak) report() {
 	row("People", "%d, all in one room; %d more rooms", len(s.sites)*s.o.people, len(s.rooms)-1)
 	row("Making the accounts", "%s", short(s.times.accounts))
 	row("All join one room", "%s", short(s.times.joins))
+	row("The last site's way into that room", "%s", short(s.times.entered))
 	row("Making and joining the other rooms", "%s", short(s.times.created))
 	row("Work and harm", "%s", s.o.lasts)
 	row("From the last word until nothing waits to be sent", "%s", short(s.times.settled))

@@ -128,7 +128,7 @@ func (s *site) start() error {
 	}
 	began := time.Now()
 	cmd, done := exec.Command(s.bin, "homeserver", "-c", s.config), make(chan struct{})
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = log, log, child()
 	if err := cmd.Start(); err != nil {
 		return err
 	}

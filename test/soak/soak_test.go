@@ -111,9 +111,9 @@ type soak struct {
 
 // times are the durations of a run.
 type times struct {
-	accounts, joins, created, settled time.Duration
-	away                              []absence
-	events, tips                      int
+	accounts, joins, entered, created, settled time.Duration
+	away                                       []absence
+	events, tips                               int
 }
 
 func (s *soak) intn(n int) int {
