@@ -270,7 +270,8 @@ func (s *Service) buildAPI() error {
 
 // Routes are the endpoints of /_carillon/v1, of this package and of the parts.
 func (s *Service) Routes() []httpapi.Route {
-	routes := append(s.orgRoutes(), s.lists.Routes()...)
+	routes := append(s.orgRoutes(), s.sites.Routes()...)
+	routes = append(routes, s.lists.Routes()...)
 	return append(routes, s.dings.Routes()...)
 }
 

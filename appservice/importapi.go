@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/carillon-chat/carillon/appservice/org"
+	"github.com/carillon-chat/carillon/appservice/sites"
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
@@ -26,6 +27,7 @@ type ImportOptions struct {
 	PlanOnly      bool // change nothing
 	RemoveMissing bool // who is not in the file leaves
 	Force         bool // also when many leave
+	MoveAccounts  bool // whose main post is at another site gets an account there
 	Actor         string
 }
 
@@ -36,16 +38,34 @@ type ImportResult struct {
 	Version int64
 	// Job makes the rooms follow; nil when nothing was applied.
 	Job *Job
+	// Proposal is what the head office has to decide, where this is a site that imports its own people.
+	Proposal *sites.Proposal
 }
 
 // Import compares a company with the current one, makes it the current one and queues a run of the rooms.
-// Faults come back as org.Problems, a change of the company meanwhile as org.ErrMoved.
+// Faults come back as org.Problems, a change of the company meanwhile as org.ErrMoved. Another site than the head
+// office imports nothing (sites.ErrNotHead), or proposes people of its own units to the head office.
 func (s *Service) Import(ctx context.Context, imp *org.Import, o ImportOptions) (*ImportResult, error) {
-	plan, problems := s.store.PlanWith(imp, org.PlanOptions{RemoveMissing: o.RemoveMissing, Force: o.Force, MaxLeaveShare: s.opts.MaxLeave})
+	below, err := s.sites.MayImport()
+	if err != nil {
+		return nil, err
+	}
+	plan, problems := s.store.PlanWith(imp, org.PlanOptions{
+		RemoveMissing: o.RemoveMissing, Force: o.Force, MaxLeaveShare: s.opts.MaxLeave, MoveAccounts: o.MoveAccounts, Below: below,
+	})
 	if err := problems.Err(); err != nil {
 		return nil, err
 	}
 	res := &ImportResult{Plan: plan, Version: s.store.Tree().Version}
+	if len(below) > 0 {
+		if err := s.sites.Check(plan); err != nil || o.PlanOnly || plan.Empty() {
+			return res, err
+		}
+		if res.Proposal, err = s.sites.Propose(ctx, plan, o.Actor); err != nil {
+			return nil, err
+		}
+		return res, nil
+	}
 	if o.PlanOnly {
 		return res, nil
 	}
@@ -65,15 +85,17 @@ type importView struct {
 	Applied bool       `json:"applied"`
 	Version int64      `json:"version"`
 	Job     *JobStatus `json:"job,omitempty"`
-	Plan    *org.Plan  `json:"plan"`
-	Text    string     `json:"text"` // the plan for people to read
+	// Proposal waits for the head office's decision: see GET /sites/proposals/{id}.
+	Proposal *sites.Proposal `json:"proposal,omitempty"`
+	Plan     *org.Plan       `json:"plan"`
+	Text     string          `json:"text"` // the plan for people to read
 }
 
 // serveImport reads a company file and applies it, or with plan=true only says what would change.
 func (s *Service) serveImport(c *httpapi.Call) (any, error) {
 	var o ImportOptions
 	var err error
-	for name, to := range map[string]*bool{"plan": &o.PlanOnly, "remove_missing": &o.RemoveMissing, "force": &o.Force} {
+	for name, to := range map[string]*bool{"plan": &o.PlanOnly, "remove_missing": &o.RemoveMissing, "force": &o.Force, "move_accounts": &o.MoveAccounts} {
 		if *to, err = c.Bool(name); err != nil {
 			return nil, err
 		}
@@ -83,6 +105,9 @@ func (s *Service) serveImport(c *httpapi.Call) (any, error) {
 		return nil, err
 	}
 	o.Actor = string(c.Caller.User)
+	if _, err := s.sites.MayImport(); err != nil {
+		return nil, importError(err, language)
+	}
 	imp, problems, err := s.readImport(c)
 	if err != nil {
 		return nil, err
@@ -98,7 +123,7 @@ func (s *Service) serveImport(c *httpapi.Call) (any, error) {
 	if err := res.Plan.WriteText(&text, language); err != nil {
 		return nil, err
 	}
-	out := importView{Applied: res.Applied, Version: res.Version, Plan: res.Plan, Text: text.String()}
+	out := importView{Applied: res.Applied, Version: res.Version, Proposal: res.Proposal, Plan: res.Plan, Text: text.String()}
 	if res.Job != nil {
 		st := res.Job.Status()
 		out.Job = &st
@@ -123,6 +148,10 @@ func importError(err error, l org.Lang) error {
 	switch {
 	case errors.Is(err, org.ErrMoved):
 		return matrix.NewError(http.StatusConflict, "IM_CARILLON_MOVED", "the company has changed meanwhile; plan again")
+	case errors.Is(err, sites.ErrNotHead):
+		return matrix.NewError(http.StatusConflict, "IM_CARILLON_NOT_HEAD_OFFICE", "%v", err)
+	case errors.Is(err, sites.ErrOutside):
+		return matrix.NewError(http.StatusForbidden, "IM_CARILLON_NOT_DELEGATED", "%v", err)
 	case !errors.As(err, &problems):
 		return err
 	}

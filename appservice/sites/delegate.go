@@ -92,9 +92,15 @@ func (s *Sites) MayImport() (below []string, err error) {
 	return below, nil
 }
 
-// Propose sends the changes of a plan to the head office, which decides. All of them have to be changes of people who
-// are below the units that are delegated to this site, before and after.
-func (s *Sites) Propose(ctx context.Context, plan *org.Plan, actor string) (*Proposal, error) {
+// Check makes sure that all changes of a plan are ones of people who are below the units that are delegated to this
+// site, before and after.
+func (s *Sites) Check(plan *org.Plan) error {
+	_, err := s.pairs(plan)
+	return err
+}
+
+// pairs are the people whom a plan changes.
+func (s *Sites) pairs(plan *org.Plan) ([]pair, error) {
 	below, err := s.MayImport()
 	if err != nil {
 		return nil, err
@@ -103,19 +109,32 @@ func (s *Sites) Propose(ctx context.Context, plan *org.Plan, actor string) (*Pro
 	if tree.Version != plan.Base {
 		return nil, org.ErrMoved
 	}
-	pr := proposal{ID: matrix.RandomString(16), Actor: actor, Base: tree.Mark()}
+	var people []pair
 	var outside []string
 	for _, c := range plan.Changes {
 		before, after := tree.Person(c.ID), plan.Next().Person(c.ID)
 		if c.Kind.OfUnit() || outsideOf(below, tree, before, plan.Next(), after) != "" {
-			outside = append(outside, fmt.Sprintf("%s %s", c.ID, c.Name))
+			outside = append(outside, c.ID+" "+c.Name)
 			continue
 		}
-		pr.People = append(pr.People, pair{before, after})
+		people = append(people, pair{before, after})
 	}
-	if len(outside) > 0 {
+	switch {
+	case len(outside) > 0:
 		return nil, &OutsideError{outside}
+	case len(people) > mostProposed:
+		return nil, fmt.Errorf("%w: more than %d people at once", ErrOutside, mostProposed)
 	}
+	return people, nil
+}
+
+// Propose sends the changes of a plan that passes Check to the head office, which decides.
+func (s *Sites) Propose(ctx context.Context, plan *org.Plan, actor string) (*Proposal, error) {
+	people, err := s.pairs(plan)
+	if err != nil {
+		return nil, err
+	}
+	pr := proposal{ID: matrix.RandomString(16), Actor: actor, Base: s.store.Tree().Mark(), People: people}
 	out := &Proposal{ID: pr.ID, Site: s.own.Name, Actor: actor, At: s.opts.Now().UnixMilli(), Changes: len(pr.People)}
 	err = s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		if _, err := tx.Exec(qInsertProposal, out.ID, out.Site, out.Actor, out.At, out.Changes, 0, ""); err != nil {

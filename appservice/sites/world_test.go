@@ -1,0 +1,199 @@
+package sites_test
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/carillon-chat/carillon/appservice"
+	"github.com/carillon-chat/carillon/appservice/mxclient"
+	"github.com/carillon-chat/carillon/appservice/org"
+	"github.com/carillon-chat/carillon/appservice/sites"
+	"github.com/carillon-chat/carillon/homeserver"
+	"github.com/carillon-chat/carillon/homeserver/accounts"
+	"github.com/carillon-chat/carillon/homeserver/hstest"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+)
+
+// company is several sites: a homeserver and a service each, that federate.
+type company struct {
+	t     *testing.T
+	sites []*site
+}
+
+// site is one of them.
+type site struct {
+	t    *testing.T
+	name string
+	hs   *hstest.Server
+	reg  *appservice.Registration
+	dsn  string
+	list []sites.Site
+
+	mu   sync.Mutex
+	svc  *appservice.Service
+	stop func()
+}
+
+// newCompany starts sites; the first is the head office. Units below the second one's unit "sc" are delegated to it.
+func newCompany(t *testing.T, names ...string) *company {
+	t.Helper()
+	c := &company{t: t}
+	next := 0
+	option := func(o *homeserver.Options) {
+		s := &site{t: t, name: names[next], reg: appservice.NewRegistration(string(o.ServerName), "http://service"), dsn: sqldbtest.DSN(t)}
+		next++
+		c.sites = append(c.sites, s)
+		namespaces := accounts.Namespaces{}
+		yaml, err := s.reg.YAML()
+		if err != nil {
+			t.Fatal(err)
+		}
+		reg, err := accounts.ParseRegistration(yaml)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = namespaces
+		o.ApplicationServices = append(o.ApplicationServices, reg)
+		o.Transports = map[string]http.RoundTripper{reg.ID: mxclient.NewHandlerTransport(http.HandlerFunc(s.serve))}
+	}
+	var servers []*hstest.Server
+	if len(names) == 2 {
+		a, b := hstest.Pair(t, option)
+		servers = []*hstest.Server{a, b}
+	} else {
+		a, b, d := hstest.Trio(t, option)
+		servers = []*hstest.Server{a, b, d}
+	}
+	var list []sites.Site
+	for i, s := range c.sites {
+		s.hs = servers[i]
+		entry := sites.Site{Name: s.name, ServerName: string(s.hs.Name), Head: i == 0}
+		if i == 1 {
+			entry.Units = []string{"sc"}
+		}
+		list = append(list, entry)
+	}
+	for _, s := range c.sites {
+		s.list = list
+		s.start()
+		t.Cleanup(func() { s.end() })
+	}
+	return c
+}
+
+// serve hands the homeserver's transactions to the service, which may be down.
+func (s *site) serve(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	svc := s.svc
+	s.mu.Unlock()
+	if svc == nil {
+		w.WriteHeader(http.StatusBadGateway)
+		return
+	}
+	svc.Handler().ServeHTTP(w, r)
+}
+
+// start starts the site's service on its database.
+func (s *site) start() {
+	s.t.Helper()
+	db, err := sqldb.Open(s.dsn)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	svc, err := appservice.New(context.Background(), appservice.Options{
+		DB: db, ServerName: string(s.hs.Name), Registration: s.reg, HomeserverURL: "http://homeserver", NoAllStaff: true,
+		Transport: mxclient.NewHandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.hs.Handler().ServeHTTP(w, r) })),
+		Sites:     sites.Options{Own: s.name, List: s.list, Beat: 300 * time.Millisecond, Retry: 300 * time.Millisecond},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = svc.Run(ctx) }()
+	s.mu.Lock()
+	s.svc = svc
+	s.mu.Unlock()
+	s.stop = sync.OnceFunc(func() {
+		s.mu.Lock()
+		s.svc = nil
+		s.mu.Unlock()
+		cancel()
+		<-done
+		db.Close()
+	})
+}
+
+// end stops the site's service.
+func (s *site) end() { s.stop() }
+
+// admin calls the API as the operator.
+func (s *site) admin(method, path, body string) (int, gjson.Result) {
+	r := httptest.NewRequest(method, "/_carillon/v1"+path, strings.NewReader(body))
+	w := httptest.NewRecorder()
+	s.svc.Operator().ServeHTTP(w, r)
+	return w.Code, gjson.ParseBytes(w.Body.Bytes())
+}
+
+// imports imports a company at a site.
+func (s *site) imports(imp *org.Import, o appservice.ImportOptions) *appservice.ImportResult {
+	s.t.Helper()
+	o.Actor = "test"
+	res, err := s.svc.Import(s.t.Context(), imp, o)
+	if err != nil {
+		s.t.Fatalf("importing at %s: %v", s.name, err)
+	}
+	return res
+}
+
+func (s *site) tree() *org.Tree { return s.svc.Org().Tree() }
+
+// eventually waits for what the background brings about.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it did not come about: " + what)
+		}
+	}
+}
+
+// same waits until sites have the head office's tree.
+func (c *company) same() {
+	c.t.Helper()
+	for _, s := range c.sites[1:] {
+		eventually(c.t, s.name+" has the head office's tree", func() bool { return s.tree().Mark() == c.sites[0].tree().Mark() })
+	}
+}
+
+// small is a company of three sites.
+func small() *org.Import {
+	return &org.Import{
+		HasUnits: true, HasPeople: true,
+		Units: []*org.Unit{
+			{ID: "hq", Name: "总部", Site: "总部"}, {ID: "sc", ParentID: "hq", Name: "四川", Site: "四川"},
+			{ID: "cd", ParentID: "sc", Name: "成都"}, {ID: "gd", ParentID: "hq", Name: "广东", Site: "广东"},
+		},
+		People: []*org.Person{
+			person("1001", "王总", "hq"), person("2001", "李川", "sc"), person("2002", "赵成", "cd"), person("3001", "陈广", "gd"),
+		},
+	}
+}
+
+func person(number, name, unit string) *org.Person {
+	return &org.Person{ID: number, Name: name, Mobile: "+8613900" + number + "00", Posts: []org.Post{{Unit: unit, Main: true}}}
+}
+
+func text(v any) string {
+	b, _ := json.Marshal(v)
+	return string(b)
+}
