@@ -130,7 +130,8 @@ func referenceID(pdu []byte, v gomatrixserverlib.IRoomVersion) (matrix.EventID, 
 }
 
 // Signers names the servers that must have signed a PDU in canonical form, and
-// the time at which their keys must have been valid.
+// the time at which their keys must have been valid. An invitation is the inviter's:
+// that the invited server signs it, too, is for others who ask for more.
 //
 // Spec: server-server-api#validating-hashes-and-signatures-on-received-events,
 // rooms/v8#authorization-rules (the server that authorised a restricted join)
@@ -167,10 +168,7 @@ func Signers(pdu []byte, version gomatrixserverlib.RoomVersion) (servers []matri
 		if f[4].Type != gjson.String || f[5].Type != gjson.String {
 			return nil, 0, matrix.BadJSON("a membership event without a member or a membership")
 		}
-		switch {
-		case f[5].Str == spec.Invite:
-			err = user(f[4])
-		case f[5].Str == spec.Join && since(version, 8) && f[6].Exists():
+		if f[5].Str == spec.Join && since(version, 8) && f[6].Exists() {
 			err = user(f[6])
 		}
 	}

@@ -132,7 +132,7 @@ func TestSigners(t *testing.T) {
 	}{
 		{"1", `{"membership":"leave"}`, "a.example c.example"},
 		{"3", `{"membership":"leave"}`, "a.example"},
-		{"10", `{"membership":"invite"}`, "a.example b.example"},
+		{"10", `{"membership":"invite"}`, "a.example"},
 		{"7", `{"membership":"join","join_authorised_via_users_server":"@d:d.example"}`, "a.example"},
 		{"8", `{"membership":"join","join_authorised_via_users_server":"@d:d.example"}`, "a.example d.example"},
 		{"12", `{"membership":"join","join_authorised_via_users_server":"@d:a.example"}`, "a.example"},

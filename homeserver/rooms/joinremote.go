@@ -337,8 +337,8 @@ func (r *Rooms) inviteRemote(ctx context.Context, c MemberChange) error {
 	if err != nil {
 		return err
 	}
-	if got.ID != ev.ID {
-		return matrix.NewError(502, "M_UNKNOWN", "%s changed the invitation", c.Target.Server())
+	if got.ID != ev.ID || !gjson.GetBytes(got.JSON, "signatures."+gjson.Escape(string(c.Target.Server()))).IsObject() {
+		return matrix.NewError(502, "M_UNKNOWN", "%s changed the invitation, or did not sign it", c.Target.Server())
 	}
 	_, err = r.accept(ctx, r.o.Signer.Server, got, false)
 	return err

@@ -32,9 +32,13 @@ const (
 	fewMissing = 10
 	// maxEntering is how long an event waits for a join that is under way.
 	maxEntering = time.Minute
-	// maxTips bounds the prev_events of our own events.
+	// maxPrev and maxAuth are how many prev_events and auth_events an event may have;
+	// in room version 12 the create event, which it does not name, is counted besides.
 	// Spec: server-server-api#pdus
-	maxTips = 20
+	maxPrev = 20
+	maxAuth = 10 + 1
+	// maxTips bounds the prev_events of our own events.
+	maxTips = maxPrev
 	// maxChain bounds the walk through an auth chain that another server gives.
 	maxChain = 100_000
 	// selfNID stands for the row of the event that is being stored.
@@ -184,6 +188,9 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 	if known != nil {
 		ev.NID = known.NID
 	}
+	if err := placeable(ev, known); err != nil {
+		return known, err
+	}
 	foreign, err := r.ancestors(ctx, origin, ev, ask)
 	if err != nil {
 		return nil, err
@@ -205,6 +212,23 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 		}
 		return placed, err
 	}
+}
+
+// placeable refuses what can have no place in a room that this server is in.
+//
+// Spec: server-server-api#pdus (prev_events, auth_events)
+func placeable(ev, known *events.Event) error {
+	switch prev := ev.PrevEvents(); {
+	case len(prev) == 0 && known != nil:
+		return matrix.Forbidden("%s is known, and from before this server came in", ev.ID)
+	case len(prev) == 0:
+		return matrix.Forbidden("%s is built on nothing", ev.ID)
+	case len(prev) > maxPrev:
+		return matrix.Forbidden("%s is built on %d events, at most %d are allowed", ev.ID, len(prev), maxPrev)
+	case len(ev.AuthEvents()) > maxAuth:
+		return matrix.Forbidden("%s names %d events that authorise it, at most %d are allowed", ev.ID, len(ev.AuthEvents()), maxAuth)
+	}
+	return nil
 }
 
 func (r *Rooms) known(ctx context.Context, id matrix.EventID) (e *events.Event, err error) {
@@ -337,13 +361,8 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 	b.pend, b.noState = &pending{}, true
 	ev := b.ev
 	var before state.View
-	tips := []matrix.EventID{ev.ID}
+	var tips []matrix.EventID
 	prev := ev.PrevEvents()
-	for _, t := range rm.tips {
-		if !slices.Contains(prev, t) && len(tips) < maxTips {
-			tips = append(tips, t)
-		}
-	}
 	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		head := r.log.Head()
 		if foreign != nil {
@@ -369,10 +388,18 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 			ev.Flags |= events.FlagSoftFailed
 			return nil
 		}
-		if foreign == nil && ev.StateKey == nil && len(prev) == 1 && slices.Contains(rm.tips, prev[0]) {
+		isTip := false
+		if tips, isTip, err = r.tipsWith(tx, rm, ev); err != nil {
+			return err
+		}
+		if isTip && foreign == nil && ev.StateKey == nil && len(prev) == 1 && slices.Contains(rm.tips, prev[0]) {
 			return nil // the tip that it follows had this very state
 		}
-		b.sets, err = r.between(ctx, tx, rm, head, ev, before, tips[1:])
+		if isTip {
+			b.sets, err = r.between(ctx, tx, rm, head, ev, &before, tips[1:])
+		} else {
+			b.sets, err = r.between(ctx, tx, rm, head, ev, nil, tips)
+		}
 		return err
 	})
 	if err != nil || ev.Hidden() {
@@ -383,13 +410,18 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 }
 
 // between resolves the state between a new event and the other tips, and gives
-// what changes of the current state, that at head. It is never nil.
-func (r *Rooms) between(ctx context.Context, tx *sqldb.Tx, rm *room, head stream.Pos, ev *events.Event, before state.View, others []matrix.EventID) ([]resolvedEntry, error) {
-	after, extra := before, map[int64]*events.Event{}
-	if ev.StateKey != nil {
-		after, extra[selfNID] = before.With(keyOf(ev), selfNID), ev
+// what changes of the current state, that at head. It is never nil. The state before
+// an event that is no tip is nil.
+func (r *Rooms) between(ctx context.Context, tx *sqldb.Tx, rm *room, head stream.Pos, ev *events.Event, before *state.View, others []matrix.EventID) ([]resolvedEntry, error) {
+	extra := map[int64]*events.Event{}
+	var views []state.View
+	if before != nil {
+		after := *before
+		if ev.StateKey != nil {
+			after, extra[selfNID] = before.With(keyOf(ev), selfNID), ev
+		}
+		views = append(views, after)
 	}
-	views := []state.View{after}
 	tips, err := r.events.GetMany(tx, others)
 	if err != nil {
 		return nil, err
@@ -403,6 +435,10 @@ func (r *Rooms) between(ctx context.Context, tx *sqldb.Tx, rm *room, head stream
 			views = append(views, v)
 		}
 	}
+	if len(views) == 0 {
+		return nil, fmt.Errorf("after %s there is nothing to build on", ev.ID)
+	}
+	after := views[0]
 	if len(views) > 1 {
 		changes, err := r.resolve(ctx, tx, rm, views, extra)
 		if err != nil {

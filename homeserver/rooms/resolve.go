@@ -234,55 +234,6 @@ func (a *agreed) without(list []*events.Event) ([]*events.Event, error) {
 	return slices.DeleteFunc(rest, func(e *events.Event) bool { return chain[e.ID] != nil }), nil
 }
 
-// resolve1 is the algorithm of room version 1.
-func resolve1(sets [][]*events.Event, a *agreed) (map[state.Key]matrix.EventID, error) {
-	var conflicted, auth []gomatrixserverlib.PDU
-	winners := map[state.Key]matrix.EventID{}
-	values := map[state.Key]map[matrix.EventID]*events.Event{}
-	for _, set := range sets {
-		for _, e := range set {
-			key := keyOf(e)
-			if values[key] == nil {
-				values[key] = map[matrix.EventID]*events.Event{}
-			}
-			values[key][e.ID] = e
-		}
-	}
-	for key, list := range values {
-		for id, e := range list {
-			p, err := e.PDU()
-			if err != nil {
-				return nil, err
-			}
-			if len(list) > 1 {
-				conflicted = append(conflicted, p)
-			} else { // no other state says otherwise
-				winners[key] = id
-				auth = append(auth, p)
-			}
-		}
-	}
-	for _, t := range gomatrixserverlib.StateNeededForAuth(conflicted).Tuples() {
-		e, err := a.at(state.Key{Type: t.EventType, StateKey: t.StateKey})
-		if err != nil {
-			return nil, err
-		}
-		if e != nil {
-			p, err := e.PDU()
-			if err != nil {
-				return nil, err
-			}
-			auth = append(auth, p)
-		}
-	}
-	for _, p := range gomatrixserverlib.ResolveStateConflicts(conflicted, auth, userIDForSender) {
-		if p.StateKey() != nil {
-			winners[state.Key{Type: p.Type(), StateKey: *p.StateKey()}] = matrix.EventID(p.EventID())
-		}
-	}
-	return winners, nil
-}
-
 // resolve2 runs the algorithm of room versions 2 to 11, or that of 12 on. Events
 // of the auth chains can win, too; where they are stored is added to rows.
 func (r *Rooms) resolve2(tx *sqldb.Tx, rm *room, sets [][]*events.Event, a *agreed, rows map[matrix.EventID]storedRow) (map[state.Key]matrix.EventID, error) {

@@ -370,6 +370,11 @@ func (r *Rooms) store(tx *sqldb.Tx, b *built, pos stream.Pos) error {
 	} else if err := r.events.Insert(tx, p); err != nil {
 		return err
 	}
+	if b.view != nil || b.ev.Gap() {
+		if err := r.noteBuilt(tx, p); err != nil {
+			return err
+		}
+	}
 	if err := r.redaction(tx, b); err != nil {
 		return err
 	}

@@ -1,0 +1,95 @@
+package rooms
+
+import (
+	"slices"
+
+	"github.com/carillon-chat/carillon/homeserver/events"
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+)
+
+const (
+	qBuiltOn    = `SELECT 1 FROM built_on WHERE room_id = $1 AND event_id = $2`
+	qBuildOn    = `INSERT INTO built_on (room_id, event_id) VALUES ($1, $2) ON CONFLICT (room_id, event_id) DO NOTHING`
+	qNotBuiltOn = `DELETE FROM built_on WHERE room_id = $1 AND event_id = $2`
+)
+
+// maxHidden is how many steps are taken through events on which nothing is built, to
+// find what lies behind an event that is built on them all the same.
+const maxHidden = 10
+
+// tipsWith is what the room's next event is to build on after one more event, which
+// comes first if it is among them: an event that comes after its descendants is not.
+//
+// Spec: server-server-api#pdus (prev_events), #soft-failure
+func (r *Rooms) tipsWith(tx *sqldb.Tx, rm *room, ev *events.Event) (tips []matrix.EventID, isTip bool, err error) {
+	behind, err := r.behind(tx, ev)
+	if err != nil {
+		return nil, false, err
+	}
+	built, err := sqldb.Select(tx, func(rows *sqldb.Rows) (n int, err error) {
+		err = rows.Scan(&n)
+		return n, err
+	}, qBuiltOn, string(rm.id), string(ev.ID))
+	if err != nil {
+		return nil, false, err
+	}
+	others := slices.DeleteFunc(slices.Clone(rm.tips), func(id matrix.EventID) bool { return slices.Contains(behind, id) })
+	if len(built) > 0 && len(others) > 0 {
+		return others, false, nil
+	}
+	return append([]matrix.EventID{ev.ID}, others[:min(len(others), maxTips-1)]...), true, nil
+}
+
+// behind lists what an event is built on, and through events that are rejected or
+// soft-failed what these are built on.
+func (r *Rooms) behind(tx *sqldb.Tx, ev *events.Event) ([]matrix.EventID, error) {
+	out := ev.PrevEvents()
+	next := out
+	for range maxHidden {
+		got, err := r.events.GetMany(tx, next)
+		if err != nil {
+			return nil, err
+		}
+		next = nil
+		for _, e := range got {
+			if !e.Hidden() {
+				continue
+			}
+			for _, id := range e.PrevEvents() {
+				if !slices.Contains(out, id) {
+					out, next = append(out, id), append(next, id)
+				}
+			}
+		}
+		if len(next) == 0 {
+			break
+		}
+	}
+	return out, nil
+}
+
+// noteBuilt remembers what an event is built on that has no place here, and forgets
+// it of the event itself.
+func (r *Rooms) noteBuilt(tx *sqldb.Tx, ev *events.Event) error {
+	if _, err := tx.Exec(qNotBuiltOn, string(ev.Room), string(ev.ID)); err != nil {
+		return err
+	}
+	if !ev.Gap() || ev.Hidden() {
+		return nil
+	}
+	prev := ev.PrevEvents()
+	have, err := r.events.GetMany(tx, prev)
+	if err != nil {
+		return err
+	}
+	for _, id := range prev {
+		if e := have[id]; e != nil && e.Flags&events.FlagOutlier == 0 {
+			continue
+		}
+		if _, err := tx.Exec(qBuildOn, string(ev.Room), string(id)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
