@@ -362,7 +362,6 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 	ev := b.ev
 	var before state.View
 	var tips []matrix.EventID
-	prev := ev.PrevEvents()
 	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		head := r.log.Head()
 		if foreign != nil {
@@ -380,33 +379,23 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 				return err
 			}
 		}
-		if verdict != nil {
+		switch {
+		case verdict != nil:
 			ev.Flags |= events.FlagRejected
-			return nil
-		}
-		if ev.Flags&events.FlagPolicy != 0 || r.authorise(ctx, rm, ev) != nil {
+		case ev.Flags&events.FlagPolicy != 0 || r.authorise(ctx, rm, ev) != nil:
 			ev.Flags |= events.FlagSoftFailed
-			return nil
 		}
-		isTip := false
-		if tips, isTip, err = r.tipsWith(tx, rm, ev); err != nil {
-			return err
-		}
-		if isTip && foreign == nil && ev.StateKey == nil && len(prev) == 1 && slices.Contains(rm.tips, prev[0]) {
-			return nil // the tip that it follows had this very state
-		}
-		if isTip {
-			b.sets, err = r.between(ctx, tx, rm, head, ev, &before, tips[1:])
-		} else {
-			b.sets, err = r.between(ctx, tx, rm, head, ev, nil, tips)
-		}
+		tips, err = r.placeTips(ctx, tx, rm, head, b, foreign != nil)
 		return err
 	})
-	if err != nil || ev.Hidden() {
+	if err != nil {
 		return verdict, err
 	}
-	rm.tips, rm.depth = tips, max(rm.depth, ev.Depth)
-	return nil, nil
+	rm.tips = tips
+	if !ev.Hidden() {
+		rm.depth = max(rm.depth, ev.Depth)
+	}
+	return verdict, nil
 }
 
 // between resolves the state between a new event and the other tips, and gives

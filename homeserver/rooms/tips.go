@@ -1,11 +1,13 @@
 package rooms
 
 import (
+	"context"
 	"slices"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
+	"github.com/carillon-chat/carillon/homeserver/stream"
 )
 
 const (
@@ -18,27 +20,46 @@ const (
 // find what lies behind an event that is built on them all the same.
 const maxHidden = 10
 
-// tipsWith is what the room's next event is to build on after one more event, which
-// comes first if it is among them: an event that comes after its descendants is not.
+// placeTips decides what the room's next event is to be built on after one more event,
+// and what that makes of the current state, that at head. An event that comes after
+// its descendants is no tip, and neither is what lies behind it.
 //
-// Spec: server-server-api#pdus (prev_events), #soft-failure
-func (r *Rooms) tipsWith(tx *sqldb.Tx, rm *room, ev *events.Event) (tips []matrix.EventID, isTip bool, err error) {
+// Spec: server-server-api#pdus (prev_events), server-server-api#soft-failure
+func (r *Rooms) placeTips(ctx context.Context, tx *sqldb.Tx, rm *room, head stream.Pos, b *built, foreign bool) ([]matrix.EventID, error) {
+	ev := b.ev
+	builtOn, err := r.isBuiltOn(tx, ev)
+	if err != nil || ev.Hidden() && !builtOn {
+		return rm.tips, err
+	}
 	behind, err := r.behind(tx, ev)
 	if err != nil {
-		return nil, false, err
-	}
-	built, err := sqldb.Select(tx, func(rows *sqldb.Rows) (n int, err error) {
-		err = rows.Scan(&n)
-		return n, err
-	}, qBuiltOn, string(rm.id), string(ev.ID))
-	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	others := slices.DeleteFunc(slices.Clone(rm.tips), func(id matrix.EventID) bool { return slices.Contains(behind, id) })
-	if len(built) > 0 && len(others) > 0 {
-		return others, false, nil
+	switch {
+	case len(others) == 0 && ev.Hidden(): // nobody can be behind what he is built on
+		return rm.tips, nil
+	case builtOn && len(others) == len(rm.tips):
+		return rm.tips, nil
+	case builtOn && len(others) > 0:
+		b.sets, err = r.between(ctx, tx, rm, head, ev, nil, others)
+		return others, err
 	}
-	return append([]matrix.EventID{ev.ID}, others[:min(len(others), maxTips-1)]...), true, nil
+	tips := append([]matrix.EventID{ev.ID}, others[:min(len(others), maxTips-1)]...)
+	if prev := ev.PrevEvents(); !foreign && ev.StateKey == nil && len(prev) == 1 && slices.Contains(rm.tips, prev[0]) {
+		return tips, nil // the tip that it follows had this very state
+	}
+	b.sets, err = r.between(ctx, tx, rm, head, ev, b.view, tips[1:])
+	return tips, err
+}
+
+// isBuiltOn reports whether an event comes after its descendants.
+func (r *Rooms) isBuiltOn(tx *sqldb.Tx, ev *events.Event) (bool, error) {
+	list, err := sqldb.Select(tx, func(rows *sqldb.Rows) (n int, err error) {
+		err = rows.Scan(&n)
+		return n, err
+	}, qBuiltOn, string(ev.Room), string(ev.ID))
+	return len(list) > 0, err
 }
 
 // behind lists what an event is built on, and through events that are rejected or
