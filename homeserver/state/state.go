@@ -57,8 +57,9 @@ const (
 	qTypeAt  = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND from_pos <= $3 AND to_pos > $3`
 	qHistory = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND type = $2 AND state_key = $3 ORDER BY from_pos`
 	qDelta   = `SELECT ` + columns + ` FROM room_state WHERE room_id = $1 AND from_pos > $2 AND from_pos <= $3 AND to_pos > $3`
-	qTouched = `SELECT DISTINCT type, state_key FROM room_state WHERE room_id = $1
-		AND (from_pos > $2 AND from_pos <= $3 OR to_pos > $2 AND to_pos <= $3 AND to_pos < 9223372036854775807)`
+	// Two halves, each with an index of its own: one condition for both would read the whole room.
+	qTouched = `SELECT type, state_key FROM room_state WHERE room_id = $1 AND from_pos > $2 AND from_pos <= $3
+		UNION SELECT type, state_key FROM room_state WHERE room_id = $1 AND to_pos > $2 AND to_pos <= $3 AND to_pos < 9223372036854775807`
 	qSetView = `INSERT INTO state_views (nid, base, delta) VALUES ($1, $2, $3)`
 	qView    = `SELECT base, delta FROM state_views WHERE nid = $1`
 )

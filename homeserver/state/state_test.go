@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -193,4 +194,42 @@ func BenchmarkSet(b *testing.B) {
 		}
 		return nil
 	})
+}
+
+// What differs between two near places of a large room is found without reading the room.
+func TestDifferencesOfALargeRoom(t *testing.T) {
+	db := open(t)
+	const members = 20_000
+	write(t, db, func(tx *sqldb.Tx) error {
+		for i := range members {
+			k := state.Key{Type: "m.room.member", StateKey: fmt.Sprintf("@u%d:a", i)}
+			if err := state.Set(tx, room, stream.Pos(i+1), k, int64(i+1), "join"); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	err := db.Read(t.Context(), func(tx *sqldb.Tx) error {
+		whole, quickest := time.Hour, time.Hour
+		for range 4 {
+			began := time.Now()
+			if rows, err := state.At(tx, room, members-2); err != nil || len(rows) != members-2 {
+				t.Errorf("%d entries, %v", len(rows), err)
+			}
+			whole = min(whole, time.Since(began))
+			began = time.Now()
+			diff, err := state.Differences(tx, room, []state.View{{Base: members}, {Base: members - 2}})
+			if err != nil || len(diff) != 2 {
+				t.Errorf("differences %v, %v", diff, err)
+			}
+			quickest = min(quickest, time.Since(began))
+		}
+		if quickest > whole/30 {
+			t.Errorf("two differences were found in %s, the whole room is read in %s", quickest, whole)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
