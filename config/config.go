@@ -30,7 +30,7 @@ type Config struct {
 
 	Homeserver Homeserver `yaml:"homeserver" doc:"The Matrix homeserver."`
 	AppService AppService `yaml:"appservice" doc:"The enterprise service: organisation, read lists, DING."`
-	Bridges    Bridges    `yaml:"bridges" doc:"Bridges to other networks. None needs a setting yet."`
+	Bridges    Bridges    `yaml:"bridges" doc:"The ways out of the chat: texts to telephones."`
 	Log        Log        `yaml:"log" doc:"What the server writes to standard error."`
 }
 
@@ -302,9 +302,6 @@ type DING struct {
 	Grace        Duration `yaml:"grace" default:"15m" doc:"A scheduled DING that was missed while the service was down is still sent within this time, else marked missed."`
 	Confirm      []string `yaml:"confirm_words" doc:"Reply words that confirm a DING, besides the usual ones in Chinese and English."`
 }
-
-// Bridges holds the settings of the bridges.
-type Bridges struct{}
 
 // Log says what is logged and how.
 type Log struct {

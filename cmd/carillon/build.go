@@ -13,6 +13,7 @@ import (
 
 	"github.com/carillon-chat/carillon/appservice"
 	"github.com/carillon-chat/carillon/appservice/mxclient"
+	"github.com/carillon-chat/carillon/bridges/sms"
 	"github.com/carillon-chat/carillon/config"
 	"github.com/carillon-chat/carillon/homeserver"
 	"github.com/carillon-chat/carillon/homeserver/accounts"
@@ -29,6 +30,7 @@ type stack struct {
 	hs   *homeserver.Server  // nil when the enterprise service runs alone
 	as   *appservice.Service // nil when the homeserver runs alone
 	asDB *sqldb.DB
+	sms  sms.Provider // nil: no texts
 }
 
 // build opens the databases and makes the parts. Nothing runs yet.
@@ -59,6 +61,12 @@ func (s *stack) build(ctx context.Context, p parts) error {
 			opts.Transports = map[string]http.RoundTripper{reg.ID: mxclient.NewHandlerTransport(
 				http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.as.Handler().ServeHTTP(w, r) }),
 			)}
+		}
+		if s.sms, err = smsBridge(&s.cfg.Bridges.SMS.SMPP); err != nil {
+			return err
+		}
+		if s.sms != nil {
+			opts.Contacts.SMS = codes(s.sms)
 		}
 		if s.hs, err = homeserver.New(ctx, opts); err != nil {
 			return opening("the homeserver", err)
@@ -282,6 +290,9 @@ func (s *stack) start(fail func(error)) (stop func()) {
 	}
 	if s.hs != nil {
 		stops = append(stops, background("homeserver", s.hs.Run, fail))
+	}
+	if s.sms != nil {
+		stops = append(stops, background("SMS bridge", func(ctx context.Context) error { return s.sms.Run(ctx, sms.Events{}) }, fail))
 	}
 	return func() {
 		for _, stop := range stops {
