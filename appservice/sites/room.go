@@ -43,8 +43,9 @@ func (e *engine) keepRoom(ctx context.Context, now time.Time) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err := e.enter(ctx)
+	missing := 0
 	if err == nil && e.own.Head {
-		err = e.gather(ctx)
+		missing, err = e.gather(ctx)
 	}
 	if err == nil && !e.joined {
 		err = e.publishKey(ctx)
@@ -55,13 +56,15 @@ func (e *engine) keepRoom(ctx context.Context, now time.Time) {
 			e.say(0)
 			log.WithField("room", e.room).Info("the room of the sites is there")
 		}
+	}
+	if err == nil && missing == 0 {
 		e.roomTry, e.roomAt = 0, now.Add(checkRoom)
 		return
 	}
-	wait := min(lookForRoom<<min(e.roomTry, 5), time.Minute)
+	wait := min(lookForRoom<<min(e.roomTry, 8), time.Minute)
 	e.roomTry++
 	e.roomAt = now.Add(wait)
-	if ctx.Err() == nil {
+	if err != nil && ctx.Err() == nil {
 		log.WithError(err).WithField("again_in", wait).Warn("the room of the sites is not there yet")
 	}
 }
@@ -146,11 +149,12 @@ func (e *engine) genuine(ctx context.Context, room id.RoomID) error {
 	return errors.New("the sites' room was not made by the head office's bot")
 }
 
-// gather invites the bots that are not in the room, and removes who is no bot of a site.
-func (e *engine) gather(ctx context.Context) error {
+// gather invites the bots that are not in the room, and removes who is no bot of a site. It answers how many could not
+// be invited: their homeservers may not run yet, and the others must not wait for them.
+func (e *engine) gather(ctx context.Context) (missing int, err error) {
 	events, err := e.mx.StateAll(ctx, "", e.room)
 	if err != nil {
-		return fmt.Errorf("looking at the sites' room: %w", err)
+		return 0, fmt.Errorf("looking at the sites' room: %w", err)
 	}
 	present := map[id.UserID]string{}
 	for _, ev := range events {
@@ -163,7 +167,7 @@ func (e *engine) gather(ctx context.Context) error {
 			continue
 		}
 		if err := e.mx.Invite(ctx, "", e.room, site.Bot); err != nil {
-			// The site may not run yet; the others must not wait for it.
+			missing++
 			log.WithField("site", site.Name).WithError(err).Info("the bot of a site could not be invited yet")
 		}
 	}
@@ -174,7 +178,7 @@ func (e *engine) gather(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return missing, nil
 }
 
 // keyContent is the content of a site's key.

@@ -23,10 +23,10 @@ import (
 
 // Times of the machinery.
 const (
-	sayAfter     = 60 * time.Millisecond // acknowledgements wait for company
-	lookForRoom  = 2 * time.Second       // doubled up to a minute, until the room is there
-	checkRoom    = 5 * time.Minute       // whether all bots are in it
-	handledFor   = 30 * 24 * time.Hour   // how long a handled message is known by its ID
+	sayAfter     = 60 * time.Millisecond  // acknowledgements wait for company
+	lookForRoom  = 300 * time.Millisecond // doubled up to a minute, until the room is there
+	checkRoom    = 5 * time.Minute        // whether all bots are in it
+	handledFor   = 30 * 24 * time.Hour    // how long a handled message is known by its ID
 	saveHeard    = 30 * time.Second
 	idle         = time.Second // while something waits
 	keepTrees    = 1000        // versions of which the digest is known
@@ -86,6 +86,7 @@ type engine struct {
 
 	offered   org.Mark  // the head office's tree, as it says
 	wantedAt  time.Time // when it was asked for
+	wantedFor org.Mark  // which one
 	asked     int       // how often, without an answer
 	wantWhole bool
 	announced org.Mark // the tree that others have been told of
@@ -433,8 +434,8 @@ func (s *Sites) store1(ctx context.Context, ev *mxclient.Event) error {
 		log.WithFields(log.Fields{"sender": ev.Sender, "event": ev.ID}).Warn("a message in the sites' room is refused: its sender is not the bot of a site")
 		return nil
 	}
-	if len(ev.Content) > maxContent || !json.Valid(ev.Content) {
-		return nil
+	if len(ev.Content) > maxContent || len(ev.Content) < len(`{"packet":""}`) || !json.Valid(ev.Content) {
+		return nil // what was sent before this site was in the room comes without its content
 	}
 	err := s.db.Write(ctx, func(tx *sqldb.Tx) error {
 		var n int

@@ -46,6 +46,9 @@ func (e *engine) follow(ctx context.Context) error {
 		return nil
 	}
 	now := e.opts.Now()
+	if e.offered != e.wantedFor { // another one than was asked for
+		e.wantedFor, e.wantedAt, e.asked = e.offered, time.Time{}, 0
+	}
 	if !e.wantedAt.IsZero() && (head.outSeq > head.acked || now.Sub(e.wantedAt) < min(askAgain<<min(e.asked, 6), lastRetry)) {
 		return nil
 	}

@@ -3,8 +3,11 @@ package sites_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -36,11 +39,32 @@ type site struct {
 	hs   *hstest.Server
 	reg  *appservice.Registration
 	dsn  string
+	db   *sqldb.DB
 	list []sites.Site
 
-	mu   sync.Mutex
-	svc  *appservice.Service
-	stop func()
+	mu    sync.Mutex
+	svc   *appservice.Service
+	stop  func()
+	notes []string // of the messages of kind "note", in the order in which they were handled
+}
+
+// handled are the notes that were handled so far.
+func (s *site) handled() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.notes)
+}
+
+// send sends a note to sites.
+func (s *site) send(text string, to ...*site) {
+	s.t.Helper()
+	var list []sites.Site
+	for _, o := range to {
+		list = append(list, s.svc.Sites().Named(o.name))
+	}
+	if err := s.db.Write(context.Background(), func(tx *sqldb.Tx) error { return s.svc.Sites().Send(tx, list, "note", text) }); err != nil {
+		s.t.Fatal(err)
+	}
 }
 
 // newCompany starts sites; the first is the head office. Units below the second one's unit "sc" are delegated to it.
@@ -52,7 +76,6 @@ func newCompany(t *testing.T, names ...string) *company {
 		s := &site{t: t, name: names[next], reg: appservice.NewRegistration(string(o.ServerName), "http://service"), dsn: sqldbtest.DSN(t)}
 		next++
 		c.sites = append(c.sites, s)
-		namespaces := accounts.Namespaces{}
 		yaml, err := s.reg.YAML()
 		if err != nil {
 			t.Fatal(err)
@@ -61,7 +84,6 @@ func newCompany(t *testing.T, names ...string) *company {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = namespaces
 		o.ApplicationServices = append(o.ApplicationServices, reg)
 		o.Transports = map[string]http.RoundTripper{reg.ID: mxclient.NewHandlerTransport(http.HandlerFunc(s.serve))}
 	}
@@ -117,11 +139,23 @@ func (s *site) start() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	svc.Sites().Handle("note", func(ctx context.Context, _ *sqldb.Tx, from sites.Site, body json.RawMessage) error {
+		var text string
+		if err := json.Unmarshal(body, &text); err != nil {
+			return sites.Refuse(err)
+		}
+		sites.After(ctx, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.notes = append(s.notes, from.Name+" "+text)
+		})
+		return nil
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = svc.Run(ctx) }()
 	s.mu.Lock()
-	s.svc = svc
+	s.svc, s.db = svc, db
 	s.mu.Unlock()
 	s.stop = sync.OnceFunc(func() {
 		s.mu.Lock()
@@ -196,4 +230,48 @@ func person(number, name, unit string) *org.Person {
 func text(v any) string {
 	b, _ := json.Marshal(v)
 	return string(b)
+}
+
+// jsonText is text that is JSON already.
+func jsonText(s string) json.RawMessage { return json.RawMessage(s) }
+
+// rekey makes a site's service forget its key, as if it had been set up anew.
+func rekey(t *testing.T, s *site) {
+	t.Helper()
+	db, err := sqldb.Open(s.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	err = db.Write(context.Background(), func(tx *sqldb.Tx) error {
+		_, err := tx.Exec("DELETE FROM as_site_self")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// backup copies the database of a service that is stopped; the answer puts the copy in its place.
+func (s *site) backup() (restore func()) {
+	s.t.Helper()
+	copies := map[string][]byte{}
+	for _, suffix := range []string{"", "-wal"} {
+		b, err := os.ReadFile(s.dsn + suffix)
+		if err != nil && (suffix == "" || !errors.Is(err, os.ErrNotExist)) {
+			s.t.Fatal(err)
+		}
+		copies[suffix] = b
+	}
+	return func() {
+		s.t.Helper()
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			_ = os.Remove(s.dsn + suffix)
+		}
+		for suffix, b := range copies {
+			if err := os.WriteFile(s.dsn+suffix, b, 0o600); err != nil {
+				s.t.Fatal(err)
+			}
+		}
+	}
 }
