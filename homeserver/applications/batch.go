@@ -194,7 +194,7 @@ func (s *service) eventsAt(ctx context.Context, changes []stream.Change) (map[st
 				continue
 			}
 			e := byNID[int64(c.Pos)]
-			if e == nil || e.Pos != c.Pos {
+			if e == nil || e.Pos != c.Pos && !outside(e) {
 				list, err := store.Timeline(tx, c.Room, c.Pos-1, c.Pos, 1, true)
 				if err != nil {
 					return err

@@ -54,6 +54,9 @@ func (n *interest) user(u matrix.UserID) bool {
 func (n *interest) event(ctx context.Context, e *events.Event) (bool, error) {
 	member := e.Type == "m.room.member" && e.IsState()
 	subject := member && n.user(matrix.UserID(e.Key()))
+	if outside(e) {
+		return subject, nil
+	}
 	room, err := n.room(ctx, e.Room, e.Pos)
 	if err != nil {
 		return false, err

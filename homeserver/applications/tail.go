@@ -36,7 +36,7 @@ func (t *tail) add(changes []stream.Change) bool {
 		c := &changes[i]
 		switch x := c.Payload.(type) {
 		case *events.Event:
-			if c.Kind == stream.KindEvent && x.Pos > 0 && !x.Hidden() {
+			if c.Kind == stream.KindEvent && (x.Pos > 0 || outside(x)) && !x.Hidden() {
 				fresh = append(fresh, item{pos: c.Pos, event: x})
 			}
 		case *receipts.Receipt:
@@ -55,6 +55,12 @@ func (t *tail) add(changes []stream.Change) bool {
 		t.items = t.items[over:]
 	}
 	return len(fresh) > 0
+}
+
+// outside reports whether an event is the membership of a local user in a room in which nobody of this server is: an
+// invitation from elsewhere, or its end.
+func outside(e *events.Event) bool {
+	return e.Pos == 0 && e.Flags&events.FlagOutlier != 0 && e.Type == "m.room.member" && e.IsState()
 }
 
 // read gives up to limit items after from, and the position up to which these are all. ok is false when the tail
