@@ -18,6 +18,7 @@ const maxEdges = 50_000
 type edges struct {
 	mu   sync.Mutex
 	auth map[matrix.EventID][]matrix.EventID
+	rows map[int64][]matrix.EventID // the same by the number of the event's row
 }
 
 func (c *edges) of(id matrix.EventID) ([]matrix.EventID, bool) {
@@ -34,6 +35,87 @@ func (c *edges) keep(id matrix.EventID, auth []matrix.EventID) {
 		c.auth = map[matrix.EventID][]matrix.EventID{}
 	}
 	c.auth[id] = auth
+}
+
+// ofRows gives what authorises the events of some rows, and the rows that are not
+// remembered.
+func (c *edges) ofRows(nids []int64) (auth [][]matrix.EventID, unknown []int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, nid := range nids {
+		if ids, ok := c.rows[nid]; ok {
+			auth = append(auth, ids)
+		} else {
+			unknown = append(unknown, nid)
+		}
+	}
+	return auth, unknown
+}
+
+func (c *edges) keepRow(nid int64, auth []matrix.EventID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.rows == nil || len(c.rows) >= maxEdges {
+		c.rows = map[int64][]matrix.EventID{}
+	}
+	c.rows[nid] = auth
+}
+
+// authorising picks those of wanted that authorise events of rows, directly or not.
+// It reads only events whose edges are not remembered, and ends when all are found:
+// the rows may be the state of a large room.
+func (r *Rooms) authorising(tx *sqldb.Tx, nids []int64, wanted map[matrix.EventID]bool) (map[matrix.EventID]bool, error) {
+	found, seen := map[matrix.EventID]bool{}, map[matrix.EventID]bool{}
+	var next []matrix.EventID
+	follow := func(ids []matrix.EventID) {
+		for _, id := range ids {
+			if seen[id] {
+				continue
+			}
+			seen[id] = true
+			next = append(next, id)
+			if wanted[id] {
+				found[id] = true
+			}
+		}
+	}
+	lists, unknown := r.edges.ofRows(nids)
+	got, err := r.events.ByNID(tx, unknown)
+	if err != nil {
+		return nil, err
+	}
+	for nid, e := range got {
+		auth := e.AuthEvents()
+		r.edges.keepRow(nid, auth)
+		lists = append(lists, auth)
+	}
+	for _, ids := range lists {
+		follow(ids)
+	}
+	for len(next) > 0 && len(found) < len(wanted) {
+		ids, unknown := next, []matrix.EventID(nil)
+		next = nil
+		for _, id := range ids {
+			if auth, ok := r.edges.of(id); ok {
+				follow(auth)
+			} else {
+				unknown = append(unknown, id)
+			}
+		}
+		got, err := r.events.GetMany(tx, unknown)
+		if err != nil {
+			return nil, err
+		}
+		for id, e := range got {
+			auth := e.AuthEvents()
+			r.edges.keep(id, auth)
+			follow(auth)
+		}
+		if len(seen) > maxChain {
+			return nil, errors.New("an auth chain is too long")
+		}
+	}
+	return found, nil
 }
 
 // authChain reads all events that authorise list, directly or not.

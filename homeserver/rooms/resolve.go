@@ -48,11 +48,11 @@ func (r *Rooms) merge(ctx context.Context, tx *sqldb.Tx, rm *room, ev *events.Ev
 	if err != nil {
 		return state.View{}, err
 	}
-	v := views[0]
+	changes := make(map[state.Key]int64, len(sets))
 	for _, s := range sets {
-		v = v.With(s.key, s.nid)
+		changes[s.key] = s.nid
 	}
-	return v, nil
+	return views[0].WithAll(changes), nil
 }
 
 // viewAfter is the state after an event that has its place here.
@@ -209,6 +209,15 @@ func (a *agreed) without(list []*events.Event) ([]*events.Event, error) {
 	if len(rest) == 0 {
 		return nil, nil
 	}
+	// Most of what is left are earlier power levels: those that hold now tell, without
+	// the state of the whole room.
+	if levels, err := a.at(state.Key{Type: spec.MRoomPowerLevels}); err != nil {
+		return nil, err
+	} else if levels != nil {
+		if rest, err = a.notBehind(rest, []int64{levels.NID}); err != nil || len(rest) == 0 {
+			return nil, err
+		}
+	}
 	all, err := a.view.All(a.tx, a.room)
 	if err != nil {
 		return nil, err
@@ -219,19 +228,20 @@ func (a *agreed) without(list []*events.Event) ([]*events.Event, error) {
 			nids = append(nids, nid)
 		}
 	}
-	evs, err := a.r.events.ByNID(a.tx, nids)
+	return a.notBehind(rest, nids)
+}
+
+// notBehind takes out of list what authorises the events of some rows.
+func (a *agreed) notBehind(list []*events.Event, nids []int64) ([]*events.Event, error) {
+	wanted := make(map[matrix.EventID]bool, len(list))
+	for _, e := range list {
+		wanted[e.ID] = true
+	}
+	found, err := a.r.authorising(a.tx, nids, wanted)
 	if err != nil {
 		return nil, err
 	}
-	shared := make([]*events.Event, 0, len(evs))
-	for _, e := range evs {
-		shared = append(shared, e)
-	}
-	chain, err := a.r.authChain(a.tx, shared)
-	if err != nil {
-		return nil, err
-	}
-	return slices.DeleteFunc(rest, func(e *events.Event) bool { return chain[e.ID] != nil }), nil
+	return slices.DeleteFunc(list, func(e *events.Event) bool { return found[e.ID] }), nil
 }
 
 // resolve2 runs the algorithm of room versions 2 to 11, or that of 12 on. Events

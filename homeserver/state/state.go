@@ -144,12 +144,13 @@ type View struct {
 }
 
 // With is the view after one more state event.
-func (v View) With(key Key, nid int64) View {
-	d := maps.Clone(v.Delta)
-	if d == nil {
-		d = map[Key]int64{}
-	}
-	d[key] = nid
+func (v View) With(key Key, nid int64) View { return v.WithAll(map[Key]int64{key: nid}) }
+
+// WithAll is the view with some entries replaced; 0 takes one away.
+func (v View) WithAll(entries map[Key]int64) View {
+	d := make(map[Key]int64, len(v.Delta)+len(entries))
+	maps.Copy(d, v.Delta)
+	maps.Copy(d, entries)
 	return View{v.Base, d}
 }
 
