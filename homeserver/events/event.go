@@ -38,7 +38,12 @@ const (
 	FlagBackfilled             // fetched as history
 	FlagGap                    // not all is known of what comes right before it
 	FlagPolicy                 // soft-failed as the room's policy server did not sign it
+	FlagDummy                  // holds the ends of a room together; soft-failed for clients alone
 )
+
+// Dummy is the type of events by which servers bring a room's ends together. Clients
+// do not see them.
+const Dummy = "org.matrix.dummy_event"
 
 // Event is one stored or newly built event.
 type Event struct {
@@ -130,6 +135,13 @@ func (e *Event) Gap() bool { return e.Flags&FlagGap != 0 }
 
 // Hidden reports whether clients must not see the event.
 func (e *Event) Hidden() bool { return e.Flags&(FlagRejected|FlagSoftFailed) != 0 }
+
+// Dead reports whether nothing is to be built on the event, and no server told of it.
+func (e *Event) Dead() bool { return e.Hidden() && e.Flags&FlagDummy == 0 }
+
+// IsDummy reports whether an event is there to be built upon, and says nothing to
+// anybody.
+func (e *Event) IsDummy() bool { return e.Type == Dummy && e.StateKey == nil }
 
 // PDU parses the event for gomatrixserverlib.
 func (e *Event) PDU() (gomatrixserverlib.PDU, error) {

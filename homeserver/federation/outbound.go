@@ -137,7 +137,7 @@ func (r *reader) hear(changes []stream.Change) {
 // destinations lists the servers that an event has to be sent to, in the order of the log.
 func (r *reader) destinations(e *events.Event) []matrix.ServerName {
 	var to []matrix.ServerName
-	if e.Sender.Server() == r.own && e.Pos > 0 && !e.Hidden() {
+	if e.Sender.Server() == r.own && e.Pos > 0 && !e.Dead() {
 		to = r.withSubject(e, r.servers.of(e.Room))
 	}
 	if e.Pos > 0 {
@@ -496,7 +496,7 @@ func (r *reader) entriesOf(ctx context.Context, changes []stream.Change, from, t
 				// The join by which this server came into the room has been passed on by another.
 				passedOn := i > 0 && changes[i-1].Kind == stream.KindEvent && changes[i-1].Room == c.Room && changes[i-1].User == ""
 				for _, e := range evs {
-					if e.Sender.Server() != r.own || e.Hidden() {
+					if e.Sender.Server() != r.own || e.Dead() {
 						more, err := r.missedWelcome(tx, e)
 						if err != nil {
 							return err

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 
@@ -234,11 +235,17 @@ type observer struct {
 	user matrix.UserID
 }
 
+func roomVersion(v string) gomatrixserverlib.RoomVersion { return gomatrixserverlib.RoomVersion(v) }
+
 func observe(t testing.TB, n int, a *archive) *observer {
+	t.Helper()
+	return observeWith(t, n, a, sqldbtest.Open(t), 0)
+}
+
+func observeWith(t testing.TB, n int, a *archive, db *sqldb.DB, quiet time.Duration) *observer {
 	t.Helper()
 	ctx := context.Background()
 	name := matrix.ServerName(fmt.Sprintf("o%d.test", n))
-	db := sqldbtest.Open(t)
 	l, err := stream.Open(ctx, db)
 	if err != nil {
 		t.Fatal(err)
@@ -247,7 +254,7 @@ func observe(t testing.TB, n int, a *archive) *observer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := New(ctx, db, l, ev, hub.New(l, name), Options{Signer: signerOf(name), Remote: a})
+	r, err := New(ctx, db, l, ev, hub.New(l, name), Options{Signer: signerOf(name), Remote: a, Quiet: quiet})
 	if err != nil {
 		t.Fatal(err)
 	}

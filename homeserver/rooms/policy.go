@@ -242,7 +242,7 @@ func (r *Rooms) placeOwn(ctx context.Context, ev *events.Event) (*events.Event, 
 			verdict, err = r.judge(ctx, rm, b, nil, nil)
 			return err
 		})
-		if err == nil && verdict == nil && b.ev.Hidden() {
+		if err == nil && verdict == nil && b.ev.Dead() {
 			verdict = matrix.Forbidden("the room has changed in the meantime, and the event is no longer allowed")
 		}
 		if err != nil {

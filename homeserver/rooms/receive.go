@@ -314,8 +314,12 @@ func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error
 		b.ev.Flags |= events.FlagRejected
 		b.pend, b.noState = &pending{}, true
 	}
+	crowded := len(rm.tips) > fewTips
 	if err := r.commit(ctx, rm, []*built{b}); err != nil {
 		return nil, err
+	}
+	if crowded {
+		r.ends.note(ev.Room)
 	}
 	return b.placed, verdict
 }
@@ -384,6 +388,8 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 			ev.Flags |= events.FlagRejected
 		case ev.Flags&events.FlagPolicy != 0 || r.authorise(ctx, rm, ev) != nil:
 			ev.Flags |= events.FlagSoftFailed
+		case ev.IsDummy():
+			ev.Flags |= dummy
 		}
 		tips, err = r.placeTips(ctx, tx, rm, head, b, foreign != nil)
 		return err
@@ -391,8 +397,8 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 	if err != nil {
 		return verdict, err
 	}
-	rm.tips = tips
-	if !ev.Hidden() {
+	rm.tips, rm.moved = tips, r.o.Now()
+	if !ev.Dead() {
 		rm.depth = max(rm.depth, ev.Depth)
 	}
 	return verdict, nil

@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -35,6 +36,7 @@ type room struct {
 	applied int   // events applied to the memory
 	kept    int   // members whose PDUs are kept
 	tips    []matrix.EventID
+	moved   time.Time // when the newest event of another server that came beside others was placed
 	depth   int64
 	state   map[state.Key]*entry
 	levels  *levels // nil: to be read again

@@ -76,6 +76,9 @@ type Options struct {
 	// AskPolicy shows an event to a policy server and returns its signatures; nil
 	// where none can be reached.
 	AskPolicy func(ctx context.Context, server matrix.ServerName, pdu json.RawMessage) (json.RawMessage, error)
+	// Quiet is for how long a room that has many ends is to be quiet before they are
+	// brought together; 0 is DefaultQuiet.
+	Quiet time.Duration
 	// Delay takes an event that a client wants sent later, without its content;
 	// nil on a server that delays nothing.
 	Delay func(c *httpapi.Call, d Draft) (any, error)
@@ -92,6 +95,7 @@ type Rooms struct {
 
 	silent   resting // policy servers
 	guests   guests
+	ends     ends
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 	filling  gate.Keyed[matrix.RoomID] // holes in its history
 	identity Identity                  // nil: no identity servers are used
@@ -141,6 +145,9 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 	if o.DefaultVersion == "" {
 		o.DefaultVersion = "12"
 	}
+	if o.Quiet == 0 {
+		o.Quiet = DefaultQuiet
+	}
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -152,6 +159,7 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 	if err := r.loadErasures(ctx); err != nil {
 		return nil, err
 	}
+	r.ends = ends{crowded: make(chan matrix.RoomID, mostCrowded)}
 	r.guests = guests{review: make(chan matrix.RoomID, mostReviews), all: make(chan struct{}, 1)}
 	if o.IsGuest != nil {
 		l.Subscribe(r.guests.hear)
@@ -316,6 +324,9 @@ func (r *Rooms) load(ctx context.Context, rm *room) error {
 	}
 	if err := json.Unmarshal([]byte(tips), &rm.tips); err != nil {
 		return fmt.Errorf("loading room: tips: %w", err)
+	}
+	if len(rm.tips) > fewTips {
+		r.ends.note(rm.id)
 	}
 	rm.state = make(map[state.Key]*entry, len(rows))
 	rm.joined, rm.invited, rm.kept = 0, 0, 0

@@ -169,6 +169,9 @@ func (r *Rooms) build(ctx context.Context, rm *room, d Draft) (*built, error) {
 // remember applies an event that was built on all the room's tips.
 func (r *Rooms) remember(ctx context.Context, rm *room, b *built) error {
 	b.pend = &pending{}
+	if b.ev.IsDummy() {
+		b.ev.Flags |= dummy
+	}
 	if ev := b.ev; ev.StateKey != nil {
 		b.key = state.Key{Type: ev.Type, StateKey: *ev.StateKey}
 		if old := rm.state[b.key]; old != nil {

@@ -28,7 +28,7 @@ const maxHidden = 10
 func (r *Rooms) placeTips(ctx context.Context, tx *sqldb.Tx, rm *room, head stream.Pos, b *built, foreign bool) ([]matrix.EventID, error) {
 	ev := b.ev
 	builtOn, err := r.isBuiltOn(tx, ev)
-	if err != nil || ev.Hidden() && !builtOn {
+	if err != nil || ev.Dead() && !builtOn {
 		return rm.tips, err
 	}
 	behind, err := r.behind(tx, ev)
@@ -37,7 +37,7 @@ func (r *Rooms) placeTips(ctx context.Context, tx *sqldb.Tx, rm *room, head stre
 	}
 	others := slices.DeleteFunc(slices.Clone(rm.tips), func(id matrix.EventID) bool { return slices.Contains(behind, id) })
 	switch {
-	case len(others) == 0 && ev.Hidden(): // nobody can be behind what he is built on
+	case len(others) == 0 && ev.Dead(): // nobody can be behind what he is built on
 		return rm.tips, nil
 	case builtOn && len(others) == len(rm.tips):
 		return rm.tips, nil
@@ -74,7 +74,7 @@ func (r *Rooms) behind(tx *sqldb.Tx, ev *events.Event) ([]matrix.EventID, error)
 		}
 		next = nil
 		for _, e := range got {
-			if !e.Hidden() {
+			if !e.Dead() {
 				continue
 			}
 			for _, id := range e.PrevEvents() {
@@ -96,7 +96,7 @@ func (r *Rooms) noteBuilt(tx *sqldb.Tx, ev *events.Event) error {
 	if _, err := tx.Exec(qNotBuiltOn, string(ev.Room), string(ev.ID)); err != nil {
 		return err
 	}
-	if !ev.Gap() || ev.Hidden() {
+	if !ev.Gap() || ev.Dead() {
 		return nil
 	}
 	prev := ev.PrevEvents()
