@@ -208,14 +208,53 @@ func (x *run) acceptInvitations(list []invitation) (jobs []crossing) {
 				return fmt.Errorf("joining: %w", err)
 			}
 			x.count("join-site", 1)
-			row.inside = true
-			if err := x.r.saveRoom(ctx, row); err != nil {
-				return err
-			}
-			return x.r.dropInvitation(ctx, inv)
+			return x.entered(ctx, row, inv)
 		}})
 	}
 	return jobs
+}
+
+// entered records that the bot is in a room of another site, and who else's are.
+func (x *run) entered(ctx context.Context, row roomRow, inv invitation) error {
+	r := x.r
+	joined, err := r.mx.JoinedMembers(ctx, "", row.room)
+	if err != nil {
+		return fmt.Errorf("reading the members of a room: %w", err)
+	}
+	for _, s := range r.opts.Sites.Others() {
+		if _, in := joined[s.Bot]; in {
+			if err := r.saveRoomSite(ctx, row.key, s.Name, siteJoined); err != nil {
+				return err
+			}
+		}
+	}
+	row.inside = true
+	r.mu.Lock()
+	r.entered[row.key] = r.opts.Now()
+	r.mu.Unlock()
+	if err := r.saveRoom(ctx, row); err != nil {
+		return err
+	}
+	return r.dropInvitation(ctx, inv)
+}
+
+// gatherFor is how long a site that has entered a room waits for the bots of the other sites before it brings its people:
+// what a server sends before it knows of another one does not reach that. A site that is away is not waited for longer.
+const gatherFor = 15 * time.Second
+
+// gathering reports whether bots of other sites are still waited for. The lock is held.
+func (x *run) gathering(w *want, row *roomRow) bool {
+	since, ok := x.r.entered[w.key]
+	if !ok || row.home == "" || x.r.opts.Now().Sub(since) > gatherFor {
+		return false
+	}
+	for _, site := range w.sites {
+		if site != row.home && x.bots[w.key][site] != siteJoined {
+			x.later(time.Second)
+			return true
+		}
+	}
+	return false
 }
 
 // wants reports whether this site should be in a room of another one.

@@ -130,6 +130,7 @@ type Reconciler struct {
 	doubt  map[string]bool      // persons whose DING room may exist without a record
 
 	last     *wish                   // of the last run
+	entered  map[string]time.Time    // rooms of other sites that the bot has joined, and when
 	unwanted map[memberKey]time.Time // others' people and bots who should not be in our rooms, since when
 
 	dingLocks gate.Keyed[string]
@@ -149,7 +150,7 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, opts Options) (
 		db: db, mx: mx, opts: opts,
 		users: map[string]userRow{}, rooms: map[string]roomRow{}, byRoom: map[id.RoomID]string{},
 		away: map[memberKey]string{}, dings: map[string]dingRow{}, dingOf: map[id.RoomID]string{},
-		people: map[id.UserID]string{}, doubt: map[string]bool{}, unwanted: map[memberKey]time.Time{},
+		people: map[id.UserID]string{}, doubt: map[string]bool{}, unwanted: map[memberKey]time.Time{}, entered: map[string]time.Time{},
 	}
 	if r.many() {
 		if opts.Tree == nil || opts.Wake == nil {

@@ -126,8 +126,9 @@ func (c *memberNotes) takeBot(ctx context.Context, ev *mxclient.Event, user id.U
 	}
 	site, _ := r.opts.Sites.OfServer(user.Homeserver())
 	switch {
-	case !ours || row.home != "":
+	case !ours:
 	case membership == "join":
+		c.wake = c.wake || row.home != ""
 		return r.saveRoomSite(ctx, row.key, site.Name, siteJoined)
 	case gone:
 		return r.saveRoomSite(ctx, row.key, site.Name, siteLeft)

@@ -27,6 +27,13 @@ func (j *personJob) size() int { return len(j.joins) + len(j.leaves) }
 
 // membersPhase makes people join and leave.
 func (x *run) membersPhase(ctx context.Context) error {
+	if x.r.many() {
+		bots, err := x.r.readRoomSites(ctx)
+		if err != nil {
+			return err
+		}
+		x.bots = bots
+	}
 	if !x.state.clean && !x.heal {
 		if err := x.resolveDoubts(ctx); err != nil {
 			return err
@@ -69,9 +76,10 @@ func (x *run) personJobs() []*personJob {
 		}
 		rows := x.members[w.key]
 		wanted := make(map[string]bool, len(w.people))
+		enter := row.inside && !x.gathering(w, &row)
 		for _, p := range w.people {
 			wanted[p] = true
-			if row.inside && x.mine(p) && x.mayJoin(p, rows) {
+			if enter && x.mine(p) && x.mayJoin(p, rows) {
 				j := job(p)
 				j.joins = append(j.joins, w)
 			}

@@ -21,9 +21,10 @@ type run struct {
 	state   stateRow
 	heal    bool // bring back who left by himself
 	members map[string]map[string]memberRow
-	adopted map[string]bool // rooms found by their alias in this run, or taken over
-	born    map[string]bool // rooms made in this run with the place in their space
-	down    map[string]bool // sites that have not answered in this run
+	adopted map[string]bool              // rooms found by their alias in this run, or taken over
+	born    map[string]bool              // rooms made in this run with the place in their space
+	bots    map[string]map[string]string // states of other sites' bots, by room
+	down    map[string]bool              // sites that have not answered in this run
 
 	progress func(Progress)
 

@@ -114,16 +114,19 @@ func (l *Lists) known(ctx context.Context, evs []*mxclient.Event) (map[string]bo
 }
 
 func (l *Lists) takeEvent(ctx context.Context, b *batch, ev *mxclient.Event) error {
+	var c content
+	_ = json.Unmarshal(ev.Content, &c) // of a wrong shape: an event like any other
 	r, err := l.room(ctx, ev.Room)
 	if err == nil && r == nil {
+		if ev.Type == "m.room.member" && ev.StateKey != nil && c.Membership != "join" {
+			return nil // an invitation to a room of other servers, or its end: nobody is in it yet
+		}
 		r, err = l.firstSight(ctx, ev.Room, ev, ev.Sender)
 	}
 	if err != nil {
 		return err
 	}
 	b.touched[r] = true
-	var c content
-	_ = json.Unmarshal(ev.Content, &c) // of a wrong shape: an event like any other
 	target, err := l.target(ctx, b, r, ev, &c)
 	if err != nil {
 		return err
