@@ -20,7 +20,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 # Packages whose tests open a database run a second time on PostgreSQL.
 DB_TESTS = $$(grep -rlE --include='*_test.go' 'sqldbtest|hstest|CARILLON_TEST_POSTGRES' homeserver appservice bridges cmd test 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,' | tr '\n' ' ')
 
-.PHONY: help build run test test-sqlite test-postgres race check fmt fuzz bench complement generate clean
+.PHONY: help build run test test-sqlite test-postgres race check fmt fuzz bench complement interop generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -66,6 +66,9 @@ fuzz: ## every fuzz target for FUZZTIME (30s) each
 
 bench: ## the benchmarks of the hot pieces; BENCH=pattern chooses
 	$(GO) test -tags $(TAGS) -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+interop: ## federation with Dendrite, which is built first if it is not there (some minutes)
+	CARILLON_INTEROP=on $(GO) test -tags $(TAGS) -timeout 30m -count=1 -v ./test/interop
 
 complement: build ## how to run the public Complement suite
 	@echo "docs/conformance.md says how, and what comes out. Without Docker, any runner that starts"

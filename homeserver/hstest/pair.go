@@ -26,6 +26,12 @@ func Trio(t testing.TB, options ...Option) (a, b, c *Server) {
 	return w.start(options), w.start(options), w.start(options)
 }
 
+// Among is one server that federates with others whose certificates the same authority signs.
+func Among(t testing.TB, authority *httpapitest.Authority, options ...Option) *Server {
+	t.Helper()
+	return (&network{t, authority}).start(options)
+}
+
 // network starts servers whose certificates an authority of the test's own signs.
 type network struct {
 	t         testing.TB
