@@ -20,7 +20,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 # Packages whose tests open a database run a second time on PostgreSQL.
 DB_TESTS = $$(grep -rlE --include='*_test.go' 'sqldbtest|hstest|CARILLON_TEST_POSTGRES' homeserver appservice bridges cmd test 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,' | tr '\n' ' ')
 
-.PHONY: help build run test test-sqlite test-postgres race check fmt fuzz bench complement interop generate clean
+.PHONY: help build run test test-sqlite test-postgres soak soak-small race check fmt fuzz bench complement interop generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -31,17 +31,28 @@ build: ## the binary, in bin/carillon
 run: build ## build and start everything with a demo company, data in ./data
 	./bin/carillon serve --demo --data $(DATA)
 
-test: ## the whole suite on SQLite, then what uses a database on PostgreSQL
+test: ## the whole suite on SQLite, then what uses a database on PostgreSQL, then a small soak
 	@test/pg/with-postgres true
 	@test/clients/tools
 	CARILLON_TEST_CLIENTS=1 $(MAKE) --no-print-directory test-sqlite
 	CARILLON_TEST_CLIENTS=1 $(MAKE) --no-print-directory test-postgres
+	$(MAKE) --no-print-directory soak-small
 
 test-sqlite: ## the whole suite on SQLite
 	CARILLON_TEST_POSTGRES= $(GO) test -tags $(TAGS) -timeout 10m ./...
 
 test-postgres: ## what uses a database, on a throw-away PostgreSQL
 	test/pg/with-postgres $(GO) test -tags $(TAGS) -timeout 10m $(DB_TESTS)
+
+soak-small: ## three sites, one on PostgreSQL, for two minutes; part of the whole suite, after all else
+	CARILLON_SOAK_SITES=3 CARILLON_SOAK_PEOPLE=300 CARILLON_SOAK_ROOMS=12 CARILLON_SOAK_TIME=$(or $(TIME),90s) \
+		test/pg/with-postgres $(GO) test -tags $(TAGS) -count=1 -v -timeout 10m -run '^TestSoak$$' ./test/soak
+
+soak: ## sixteen sites and 7,000 people for TIME (20m); the report is bin/soak.md (docs/soak.md)
+	@mkdir -p bin
+	CARILLON_SOAK_SITES=$(or $(SITES),16) CARILLON_SOAK_PEOPLE=$(or $(PEOPLE),7000) CARILLON_SOAK_ROOMS=60 CARILLON_SOAK_RATE=20 \
+		CARILLON_SOAK_TIME=$(or $(TIME),20m) CARILLON_SOAK_PATIENCE=10m CARILLON_SOAK_REPORT=$(CURDIR)/bin/soak.md \
+		$(GO) test -tags $(TAGS) -count=1 -v -timeout 90m -run '^TestSoak$$' ./test/soak
 
 race: ## the whole suite with the race detector (needs a C compiler)
 	CGO_ENABLED=1 $(GO) test -race -tags $(TAGS) -timeout 30m ./...
