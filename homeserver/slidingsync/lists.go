@@ -36,7 +36,7 @@ type entry struct {
 	subscribed bool
 
 	unread      push.Count
-	summary     rooms.Summary
+	members     rooms.Members
 	receipts    [][]byte            // contents for a client that was told of the others
 	allReceipts []*receipts.Receipt // for one that was not
 
@@ -375,6 +375,9 @@ func (w *work) inSpace(tx *sqldb.Tx, spaces []string, id matrix.RoomID) (bool, e
 // a transaction: a feature may have to read the database, and who holds a
 // connection must not wait for a second one.
 func (w *work) gather() error {
+	if err := w.gatherMembers(); err != nil {
+		return err
+	}
 	for _, e := range w.wanted {
 		if !e.joined() {
 			continue
@@ -393,14 +396,30 @@ func (w *work) gather() error {
 		} else {
 			e.unread = e.st.unread
 		}
-		if fresh || e.room.LastState > e.st.upTo {
-			if e.summary, err = w.s.Rooms.Summary(w.ctx, e.id); err != nil {
-				return err
-			}
-		}
-		if err := w.gatherReceipts(e); err != nil {
+		if err = w.gatherReceipts(e); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// gatherMembers counts the members of rooms that are new to the client or changed.
+func (w *work) gatherMembers() error {
+	var list []matrix.RoomID
+	for _, e := range w.wanted {
+		if e.joined() && (e.fresh() || e.room.LastState > e.st.upTo) {
+			list = append(list, e.id)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	counts, err := w.s.Rooms.Members(w.ctx, list)
+	if err != nil {
+		return err
+	}
+	for _, e := range w.wanted {
+		e.members = counts[e.id]
 	}
 	return nil
 }

@@ -394,8 +394,8 @@ func (w *work) writeJoined(tx *sqldb.Tx, e *entry, p *piece, dm bool) error {
 		return err
 	}
 	if p.touched("m.room.member") {
-		w.int("joined_count", int64(e.summary.Joined))
-		w.int("invited_count", int64(e.summary.Invited))
+		w.int("joined_count", int64(e.members.Joined))
+		w.int("invited_count", int64(e.members.Invited))
 	}
 	if p.fresh && dm || !p.fresh && dm != e.st.dm {
 		w.raw("is_dm", strconv.AppendBool(nil, dm))
