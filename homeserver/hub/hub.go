@@ -11,6 +11,7 @@
 package hub
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -274,7 +275,7 @@ func (h *Hub) seeded(r *Room, list []matrix.UserID, pos stream.Pos) {
 		in[u] = true
 		h.join(r, h.user(u), pos)
 	}
-	for _, u := range r.members {
+	for _, u := range slices.Clone(r.members) { // leave changes the list
 		if !in[u.ID] {
 			h.leave(r, u)
 		}

@@ -197,6 +197,18 @@ func TestWhoIsWhere(t *testing.T) {
 	}
 }
 
+// Who comes back to a room learns who is in it now: many may have left since.
+func TestRoomIsSeededAnew(t *testing.T) {
+	f := start(t)
+	for i := range 9 {
+		f.member("!r", matrix.UserID(fmt.Sprintf("@u%d:b", i)), "join")
+	}
+	f.publish(stream.KindEvent, "!r", "", func(stream.Pos) any { return hub.Seeded{Members: []matrix.UserID{"@u4:b", "@new:c"}} })
+	if got := f.hub.Members("!r"); len(got) != 2 || !f.hub.Joined("@u4:b", "!r") || !f.hub.Joined("@new:c", "!r") {
+		t.Errorf("%v are in the room", got)
+	}
+}
+
 // Redaction replaces what is at hand; readers that hold the old list keep it.
 func TestRedactionReplacesTheEvent(t *testing.T) {
 	f := start(t)
