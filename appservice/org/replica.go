@@ -85,6 +85,13 @@ func (t *Tree) Whole() *Delta {
 	return d
 }
 
+// Tree is the tree of a whole delta.
+func (d *Delta) Tree() *Tree {
+	t := newTree(d.To.Version, slices.Clone(d.Units), slices.Clone(d.People), nil)
+	t.Epoch = d.To.Epoch
+	return t
+}
+
 // Since is what leads from an earlier version to tree, as the journal has it. It is bounded by the size of the tree.
 func (s *Store) Since(tx *sqldb.Tx, tree *Tree, from Mark) (*Delta, error) {
 	rows, err := sqldb.Select(tx, scanChanged, qChangedSince, from.Version)
@@ -150,6 +157,9 @@ func (s *Store) Replicate(ctx context.Context, d *Delta, actor string, also func
 		return nil, ErrGap
 	}
 	r := s.overlay(cur, d)
+	if len(r.next.units) != len(r.next.unitByID) {
+		return nil, errors.New("replicating the organisation: units stand in a circle")
+	}
 	if r.next.Digest() != d.To.Digest {
 		return nil, ErrDigest
 	}

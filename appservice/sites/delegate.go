@@ -237,6 +237,10 @@ func (e *engine) decide(from Site, pr *proposal) (*org.Plan, *Outcome) {
 			out.Accepted++ // it is so already
 		case !same(cur, c.Before):
 			refuse(c.id(), "the head office has changed the person meanwhile")
+		case cur == nil: // the head office names and places new people
+			n := *c.After
+			n.Localpart, n.Site = "", ""
+			list = append(list, &n)
 		default:
 			list = append(list, c.After)
 		}

@@ -23,6 +23,7 @@ type orgCmd struct {
 	Template  orgTemplateCmd  `cmd:"" help:"Write an empty company file to fill in."`
 	Tree      orgTreeCmd      `cmd:"" help:"Print the units with their managers."`
 	People    orgPeopleCmd    `cmd:"" help:"Print people, or find some."`
+	Sites     orgSitesCmd     `cmd:"" help:"Print how the company's sites stand."`
 	Reconcile orgReconcileCmd `cmd:"" help:"Make the rooms follow the company again."`
 	Generate  orgGenerateCmd  `cmd:"" help:"Write a made-up company of any size, for load tests."`
 }
@@ -43,6 +44,7 @@ type orgImportCmd struct {
 	Plan          bool     `help:"Only print what would change."`
 	Force         bool     `help:"Go on even if very many people would leave."`
 	RemoveMissing bool     `help:"People and units that are not in the file have left and are gone."`
+	MoveAccounts  bool     `help:"People whose main post is at another site than their account get an account there; the old one is closed."`
 	Passwords     string   `placeholder:"FILE" help:"Where first passwords of new people go, for HR. Without it they stay in the data folder; the path is printed."`
 	Wait          bool     `default:"true" negatable:"" help:"Wait until the rooms follow."`
 	language
@@ -56,10 +58,13 @@ func (orgImportCmd) Help() string {
 
 // importAnswer is what the server answers to an import.
 type importAnswer struct {
-	Applied bool      `json:"applied"`
-	Text    string    `json:"text"`
-	Job     *orgJob   `json:"job"`
-	Plan    *struct { // only what is needed here
+	Applied  bool    `json:"applied"`
+	Text     string  `json:"text"`
+	Job      *orgJob `json:"job"`
+	Proposal *struct {
+		ID string `json:"id"`
+	} `json:"proposal"`
+	Plan *struct { // only what is needed here
 		Changes []json.RawMessage `json:"changes"`
 	} `json:"plan"`
 }
@@ -95,7 +100,7 @@ func (c orgImportCmd) Run(a *app) error {
 	}
 	q := url.Values{
 		"plan": {strconv.FormatBool(c.Plan)}, "force": {strconv.FormatBool(c.Force)},
-		"remove_missing": {strconv.FormatBool(c.RemoveMissing)},
+		"remove_missing": {strconv.FormatBool(c.RemoveMissing)}, "move_accounts": {strconv.FormatBool(c.MoveAccounts)},
 	}
 	if c.Lang != "" {
 		q.Set("lang", c.Lang)
@@ -110,6 +115,9 @@ func (c orgImportCmd) Run(a *app) error {
 			return refusedImport(err)
 		}
 		a.printf("%s", answer.Text)
+		if answer.Proposal != nil {
+			return c.followProposal(ctx, a, o, answer.Proposal.ID)
+		}
 		if c.Plan || answer.Job == nil || !c.Wait {
 			return nil
 		}
