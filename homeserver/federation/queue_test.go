@@ -20,6 +20,7 @@ type far struct {
 	mu   sync.Mutex
 	down bool
 	slow chan struct{} // when set, each delivery takes one
+	hang func(matrix.ServerName) bool
 	got  []delivery
 	news chan struct{}
 }
@@ -32,6 +33,10 @@ type delivery struct {
 }
 
 func (f *far) SendTransaction(ctx context.Context, server matrix.ServerName, txn string, body json.RawMessage) (map[matrix.EventID]string, error) {
+	if f.hang != nil && f.hang(server) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	if f.slow != nil {
 		select {
 		case <-f.slow:
@@ -58,7 +63,7 @@ func (f *far) SendTransaction(ctx context.Context, server matrix.ServerName, txn
 
 func (f *far) wait(t *testing.T, what string, ok func(got []delivery) bool) []delivery {
 	t.Helper()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(20 * time.Second)
 	for {
 		f.mu.Lock()
 		got := append([]delivery(nil), f.got...)

@@ -1,0 +1,126 @@
+package federation_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
+)
+
+// readers are the users of another server whose receipts for an event are known.
+func (s *server) readers(room matrix.RoomID, of matrix.ServerName, event matrix.EventID) (n int) {
+	s.w.t.Helper()
+	list, err := s.receipts.Since(context.Background(), "@nobody:"+matrix.UserID(s.name), room, 0, s.log.Head())
+	if err != nil {
+		s.w.t.Fatal(err)
+	}
+	for _, x := range list {
+		if x.User.Server() == of && x.Event == event {
+			n++
+		}
+	}
+	return n
+}
+
+func (s *server) count(query string) (n int) {
+	s.w.t.Helper()
+	if err := s.db.Read(context.Background(), func(tx *sqldb.Tx) error { return tx.QueryRow(query).Scan(&n) }); err != nil {
+		s.w.t.Fatal(err)
+	}
+	return n
+}
+
+// TestHeldReceiptsSurviveARestart: many people of one server read a message in a room of seven servers; the server
+// ends in the midst of it.
+func TestHeldReceiptsSurviveARestart(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	w := newWorld(t)
+	d := newDisk(t)
+	a := w.start("a.test", d)
+	alice := a.user("alice")
+	room := a.room(alice, "public_chat", "12")
+	var others []*server
+	for i := range 6 {
+		s := w.start(matrix.ServerName(fmt.Sprintf("o%d.test", i)), newDisk(t))
+		u := s.user("guest")
+		ok(t, s.rooms.Join(ctx, rooms.MemberChange{Room: room, Sender: u, Target: u, Via: []matrix.ServerName{"a.test"}}))
+		others = append(others, s)
+	}
+	const people = 40
+	for i := range people {
+		u := a.user(fmt.Sprint("reader", i))
+		ok(t, a.rooms.Join(ctx, rooms.MemberChange{Room: room, Sender: u, Target: u}))
+	}
+	said := a.send(room, alice, "read this")
+	for _, s := range others {
+		until(t, "the message", func() bool { return len(s.texts(room)) == 1 })
+	}
+	for i := range people {
+		ok(t, a.receipts.Mark(ctx, matrix.NewUserID(fmt.Sprint("reader", i), "a.test"), room, receipts.Read, said, ""))
+	}
+	a.stop()
+	a = w.start("a.test", d)
+	for _, s := range others {
+		until(t, "all receipts on "+string(s.name), func() bool { return s.readers(room, "a.test", said) == people })
+	}
+	until(t, "nothing waits", func() bool { return a.count(`SELECT count(*) FROM fed_queue`) == 0 })
+	if n := a.count(`SELECT coalesce(max(pos), 0) FROM fed_position WHERE id = 2`); n != 0 {
+		until(t, "the place of what was held is forgotten", func() bool { return a.count(`SELECT max(pos) FROM fed_position WHERE id = 2`) == 0 })
+	}
+}
+
+// TestReceiptsAfterALongOutage: no receipts are queued for a server that has been away for long, and it hears of the
+// newest when it is back, also when this server has been restarted meanwhile.
+func TestReceiptsAfterALongOutage(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	w := newWorld(t)
+	d := newDisk(t)
+	a, b := w.start("a.test", d), w.start("b.test", newDisk(t))
+	room, alice, _ := joined(t, a, b, "12")
+	secret := a.room(alice, "private_chat", "12") // b is not there
+	first := a.send(room, alice, "one")
+	until(t, "the first message", func() bool { return len(b.texts(room)) == 1 })
+	w.mu.Lock()
+	addr := w.addrs["b.test:8448"]
+	delete(w.addrs, "b.test:8448")
+	w.mu.Unlock()
+	a.client.Close()
+	last := a.send(room, alice, "two")
+	until(t, "b is silent", func() bool {
+		a.fed.Alive("b.test")
+		return a.count(`SELECT coalesce(max(failures), 0) FROM fed_destinations`) >= 10
+	})
+	before := a.count(`SELECT count(*) FROM fed_queue`)
+	ok(t, a.receipts.Mark(ctx, alice, room, receipts.Read, first, ""))
+	until(t, "receipts are owed", func() bool { return a.count(`SELECT count(*) FROM fed_owed`) == 1 })
+	ok(t, a.receipts.Mark(ctx, alice, room, receipts.ReadPrivate, last, ""))
+	ok(t, a.receipts.Mark(ctx, alice, secret, receipts.Read, a.send(secret, alice, "hush"), ""))
+	ok(t, a.receipts.Mark(ctx, alice, room, receipts.Read, last, ""))
+	until(t, "the newest is owed", func() bool { return a.count(`SELECT last FROM fed_owed`) == int(a.log.Head()) })
+	if n := a.count(`SELECT count(*) FROM fed_queue`); n != before {
+		t.Errorf("%d rows are queued, not %d", n, before)
+	}
+	a.stop()
+	a = w.start("a.test", d)
+	time.Sleep(10 * time.Millisecond)
+	w.mu.Lock()
+	w.addrs["b.test:8448"] = addr
+	w.mu.Unlock()
+	until(t, "the newest receipt on b", func() bool {
+		a.fed.Alive("b.test")
+		return b.readers(room, "a.test", last) == 1
+	})
+	if n := b.readers(room, "a.test", first) + b.readers(secret, "a.test", ""); n != 0 {
+		t.Errorf("b knows %d more", n)
+	}
+	until(t, "nothing is owed", func() bool {
+		return a.count(`SELECT (SELECT count(*) FROM fed_queue) + (SELECT count(*) FROM fed_owed) + (SELECT count(*) FROM fed_destinations)`) == 0
+	})
+}
