@@ -26,18 +26,21 @@ import (
 type archive struct {
 	mu      sync.Mutex
 	stories map[matrix.RoomID]*story
-	// lie, if not nil, changes an answer.
-	lie liar
+	// lie says what is not true in place of some answers.
+	lie lies
 	// asked counts the requests.
 	asked map[string]int
 }
 
-// liar gives other answers than the true ones; nil for those that stand.
-type liar interface {
-	missing(latest []matrix.EventID) ([]json.RawMessage, bool)
-	event(id matrix.EventID) (json.RawMessage, bool)
-	stateIDs(at matrix.EventID) (st, chain []matrix.EventID, ok bool)
-	eventAuth(id matrix.EventID) ([]json.RawMessage, bool)
+// lies are answers that are not true; nil for those that are.
+type lies struct {
+	missing   []json.RawMessage
+	events    map[matrix.EventID]json.RawMessage
+	endless   func(id matrix.EventID) json.RawMessage
+	states    []matrix.EventID
+	chain     []matrix.EventID
+	eventAuth []json.RawMessage
+	noChain   bool // there is no answer to a question for a chain
 }
 
 func newArchive() *archive {
@@ -92,10 +95,8 @@ func verify(version gomatrixserverlib.RoomVersion, raw json.RawMessage) error {
 // MissingEvents walks back from latest to earliest.
 func (a *archive) MissingEvents(_ context.Context, _ matrix.ServerName, room matrix.RoomID, earliest, latest []matrix.EventID, limit int) ([]json.RawMessage, error) {
 	s := a.of("missing", room)
-	if a.lie != nil {
-		if out, ok := a.lie.missing(latest); ok {
-			return out, nil
-		}
+	if a.lie.missing != nil {
+		return a.lie.missing, nil
 	}
 	var out []json.RawMessage
 	seen := map[matrix.EventID]bool{}
@@ -121,10 +122,11 @@ func (a *archive) Event(_ context.Context, _ matrix.ServerName, id matrix.EventI
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.asked["event"]++
-	if a.lie != nil {
-		if raw, ok := a.lie.event(id); ok {
-			return raw, nil
-		}
+	if raw := a.lie.events[id]; raw != nil {
+		return raw, nil
+	}
+	if a.lie.endless != nil {
+		return a.lie.endless(id), nil
 	}
 	for _, s := range a.stories {
 		if e := s.events[id]; e != nil {
@@ -137,10 +139,8 @@ func (a *archive) Event(_ context.Context, _ matrix.ServerName, id matrix.EventI
 // StateIDs is the state before an event.
 func (a *archive) StateIDs(_ context.Context, _ matrix.ServerName, room matrix.RoomID, at matrix.EventID) (st, chain []matrix.EventID, err error) {
 	s := a.of("state_ids", room)
-	if a.lie != nil {
-		if st, chain, ok := a.lie.stateIDs(at); ok {
-			return st, chain, nil
-		}
+	if a.lie.states != nil {
+		return a.lie.states, a.lie.chain, nil
 	}
 	if s.events[at] == nil {
 		return nil, nil, matrix.NotFound("%s is not known", at)
@@ -165,10 +165,11 @@ func (a *archive) State(ctx context.Context, server matrix.ServerName, room matr
 
 func (a *archive) EventAuth(_ context.Context, _ matrix.ServerName, room matrix.RoomID, id matrix.EventID) ([]json.RawMessage, error) {
 	s := a.of("event_auth", room)
-	if a.lie != nil {
-		if out, ok := a.lie.eventAuth(id); ok {
-			return out, nil
-		}
+	if a.lie.noChain {
+		return nil, errSilent
+	}
+	if a.lie.eventAuth != nil {
+		return a.lie.eventAuth, nil
 	}
 	var chain []matrix.EventID
 	for c := range s.chains[id] {

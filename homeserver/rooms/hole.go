@@ -75,7 +75,7 @@ func (r *Rooms) Fill(ctx context.Context, at *events.Event, limit int) (bool, er
 	if len(near) == 0 || !near[0].Gap() {
 		return true, nil // somebody else has filled it
 	}
-	from, err := r.missing(ctx, unique(prevsOf(near)))
+	from, _, err := r.missing(ctx, at.Room, unique(prevsOf(near)))
 	if err != nil {
 		return false, err
 	}
@@ -95,7 +95,7 @@ func (r *Rooms) Fill(ctx context.Context, at *events.Event, limit int) (bool, er
 	for _, e := range list {
 		have[e.ID] = true
 	}
-	open, err := r.missing(ctx, unique(prevsOf(append(list, near...))))
+	open, _, err := r.missing(ctx, at.Room, unique(prevsOf(append(list, near...))))
 	if err != nil {
 		return false, err
 	}

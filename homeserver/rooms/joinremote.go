@@ -165,7 +165,7 @@ func (r *Rooms) enter(ctx context.Context, ev *events.Event, joined RemoteJoin) 
 			auth = append(auth, e)
 		}
 	}
-	if err := allowedBy(ev, auth); err != nil {
+	if err := authorisedBy(ev, auth); err != nil {
 		return fmt.Errorf("the join is not allowed by the room's state: %w", err)
 	}
 	for attempt := 0; ; attempt++ {
@@ -307,7 +307,7 @@ func (r *Rooms) inviteRemote(ctx context.Context, c MemberChange) error {
 		}
 		proto := events.Proto{
 			Version: rm.version, Room: rm.id, Sender: c.Sender, Type: spec.MRoomMember, StateKey: &key, Content: content,
-			PrevEvents: rm.tips, Depth: rm.depth + 1, Time: r.o.Now(),
+			PrevEvents: rm.tips, Depth: rm.nextDepth(), Time: r.o.Now(),
 		}
 		var err error
 		if proto.AuthEvents, err = r.authEventIDs(ctx, rm, &proto); err != nil {

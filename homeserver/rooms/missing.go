@@ -18,7 +18,10 @@ import (
 // ancestors sees to it that what an event builds on is known: the events between
 // are asked for, if ask says so, else the state before it.
 func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *events.Event, ask bool) (*foreignState, error) {
-	missing, err := r.missing(ctx, ev.PrevEvents())
+	missing, alien, err := r.missing(ctx, ev.Room, ev.PrevEvents())
+	if err == nil && alien != "" {
+		err = matrix.Forbidden("%s is built on %s, which is of another room", ev.ID, alien)
+	}
 	if err != nil || len(missing) == 0 {
 		return nil, err
 	}
@@ -26,7 +29,7 @@ func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *eve
 		if err := r.fillGap(ctx, origin, ev); err != nil {
 			return nil, err
 		}
-		if missing, err = r.missing(ctx, ev.PrevEvents()); err != nil || len(missing) == 0 {
+		if missing, _, err = r.missing(ctx, ev.Room, ev.PrevEvents()); err != nil || len(missing) == 0 {
 			return nil, err
 		}
 		// Who sends an event has what it builds on. A state in place of that is
@@ -272,7 +275,7 @@ func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
 		if !complete {
 			return
 		}
-		if err := allowedBy(e, auth); err != nil {
+		if err := authorisedBy(e, auth); err != nil {
 			if !matrix.IsCode(err, "M_FORBIDDEN") {
 				return
 			}
@@ -306,7 +309,8 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 		}
 		var fresh []*events.Event
 		for _, e := range r.inspect(ctx, origin, ev.Room, raws) {
-			if e != nil && got[e.ID] == nil && e.ID != ev.ID {
+			// What claims to be built on the event cannot lie before it.
+			if e != nil && got[e.ID] == nil && e.ID != ev.ID && !slices.Contains(e.PrevEvents(), ev.ID) {
 				got[e.ID] = e
 				fresh = append(fresh, e)
 			}
@@ -340,7 +344,7 @@ func (r *Rooms) loose(ctx context.Context, got map[matrix.EventID]*events.Event,
 	var out []matrix.EventID
 	for _, e := range list {
 		open := slices.DeleteFunc(e.PrevEvents(), func(id matrix.EventID) bool { return got[id] != nil })
-		missing, err := r.missing(ctx, open)
+		missing, _, err := r.missing(ctx, e.Room, open)
 		if err != nil {
 			return nil, err
 		}

@@ -94,11 +94,14 @@ func (m *model) allowedIn(e *events.Event, s stateMap) bool {
 // verdict judges an event that has its place: false if it is rejected.
 func (m *model) verdict(e *events.Event, before stateMap) bool {
 	var auth []*events.Event
+	seen := map[state.Key]bool{}
 	for _, id := range e.AuthEvents() {
-		if m.rejected[id] {
+		a := m.events[id]
+		if m.rejected[id] || seen[keyOf(a)] || !slices.Contains(m.needed(e), keyOf(a)) {
 			return false
 		}
-		auth = append(auth, m.events[id])
+		seen[keyOf(a)] = true
+		auth = append(auth, a)
 	}
 	return m.allowed(e, auth) && m.allowedIn(e, before)
 }

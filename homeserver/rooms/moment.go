@@ -49,7 +49,7 @@ func distance(a, b int64) int64 { return max(a-b, b-a) }
 
 func (r *Rooms) fetchTo(ctx context.Context, id matrix.RoomID, target matrix.EventID) (some bool, err error) {
 	for range mostFetches {
-		missing, err := r.missing(ctx, []matrix.EventID{target})
+		missing, _, err := r.missing(ctx, id, []matrix.EventID{target})
 		if err != nil || len(missing) == 0 {
 			return some, err
 		}

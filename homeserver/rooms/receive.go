@@ -199,7 +199,7 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 	if err != nil {
 		return nil, err
 	}
-	rejected := allowedBy(ev, auth)
+	rejected := authorisedBy(ev, auth)
 	if rejected == nil {
 		if ev, err = r.vet(ctx, ev); err != nil {
 			return nil, err
@@ -209,6 +209,19 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 		placed, err := r.acceptOnce(ctx, ev, rejected, foreign)
 		if err != nil && attempt < maxAttempts && errors.Is(err, errRoomMoved) {
 			continue
+		}
+		if attempt < maxAttempts && errors.Is(err, sqldb.ErrExists) {
+			// It has come in by another way meanwhile, as a part of what was fetched.
+			if known, err = r.known(ctx, ev.ID); err != nil {
+				return nil, err
+			}
+			if known != nil && known.Flags&events.FlagOutlier == 0 {
+				return known, nil
+			}
+			if known != nil {
+				ev.NID = known.NID
+				continue
+			}
 		}
 		return placed, err
 	}
@@ -239,23 +252,69 @@ func (r *Rooms) known(ctx context.Context, id matrix.EventID) (e *events.Event, 
 	return e, err
 }
 
-// missing lists those of ids that have no place in the timeline here.
-func (r *Rooms) missing(ctx context.Context, ids []matrix.EventID) ([]matrix.EventID, error) {
+// missing lists those of ids that have no place in the timeline of a room here, and
+// one of them that is of another room, "" if there is none.
+func (r *Rooms) missing(ctx context.Context, room matrix.RoomID, ids []matrix.EventID) (out []matrix.EventID, alien matrix.EventID, err error) {
 	var have map[matrix.EventID]*events.Event
-	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
+	err = r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		have, err = r.events.GetMany(tx, ids)
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("looking for prev_events: %w", err)
+		return nil, "", fmt.Errorf("looking for prev_events: %w", err)
 	}
-	var out []matrix.EventID
 	for _, id := range ids {
-		if e := have[id]; e == nil || e.Flags&events.FlagOutlier != 0 {
+		switch e := have[id]; {
+		case e != nil && e.Room != room:
+			alien = id
+		case e == nil || e.Flags&events.FlagOutlier != 0:
 			out = append(out, id)
 		}
 	}
-	return out, nil
+	return out, alien, nil
+}
+
+// authorisedBy judges an event by the events that it names as authorising it: they
+// must be those that decide over it, and allow it.
+// Spec: rooms/v12#authorization-rules, 3 (2 in other versions)
+func authorisedBy(ev *events.Event, auth []*events.Event) error {
+	if ev.Type != spec.MRoomCreate {
+		selected, seen := selection(ev), map[state.Key]bool{}
+		for _, a := range auth {
+			key := keyOf(a)
+			switch {
+			case a.StateKey == nil || !selected[key]:
+				return matrix.Forbidden("%s is authorised by %s, which has no say in it", ev.ID, a.ID)
+			case seen[key]:
+				return matrix.Forbidden("%s is authorised by two events of type %s", ev.ID, a.Type)
+			case a.Room != ev.Room:
+				return matrix.Forbidden("%s is authorised by an event of another room", ev.ID)
+			}
+			seen[key] = true
+		}
+	}
+	return allowedBy(ev, auth)
+}
+
+// selection names the state that may decide over an event.
+// Spec: server-server-api#auth-events-selection
+func selection(ev *events.Event) map[state.Key]bool {
+	out := map[state.Key]bool{{Type: spec.MRoomCreate}: true, {Type: spec.MRoomPowerLevels}: true, memberKey(ev.Sender): true}
+	if ev.Type != spec.MRoomMember {
+		return out
+	}
+	out[memberKey(matrix.UserID(ev.Key()))] = true
+	switch ev.Membership {
+	case spec.Join, spec.Invite, spec.Knock:
+		out[state.Key{Type: spec.MRoomJoinRules}] = true
+	}
+	if token := gjson.GetBytes(ev.JSON, "content.third_party_invite.signed.token"); ev.Membership == spec.Invite && token.Type == gjson.String {
+		out[state.Key{Type: spec.MRoomThirdPartyInvite, StateKey: token.Str}] = true
+	}
+	if via := ev.ContentString("join_authorised_via_users_server"); ev.Membership == spec.Join && via != "" {
+		out[memberKey(matrix.UserID(via))] = true
+	}
+	return out
 }
 
 // allowedBy authorises an event against the events that it names itself; nil if

@@ -93,6 +93,15 @@ type entry struct {
 // log's goroutine only.
 type pending struct{ nid int64 }
 
+// maxDepth is the largest number that every reader of JSON can hold.
+// Spec: appendices#canonical-json
+const maxDepth = 1<<53 - 1
+
+// nextDepth is the depth of what is built on the room's tips: in a room that others
+// have brought to the largest one it stays there.
+// Spec: server-server-api#pdus (depth)
+func (rm *room) nextDepth() int64 { return min(max(rm.depth, 0), maxDepth-1) + 1 }
+
 func memberKey(u matrix.UserID) state.Key {
 	return state.Key{Type: spec.MRoomMember, StateKey: string(u)}
 }

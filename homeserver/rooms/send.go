@@ -128,7 +128,7 @@ func (r *Rooms) sent(ctx context.Context, d Draft) (id matrix.EventID, err error
 func (r *Rooms) build(ctx context.Context, rm *room, d Draft) (*built, error) {
 	p := events.Proto{
 		Version: rm.version, Room: rm.id, Sender: d.Sender, Type: d.Type, StateKey: d.StateKey, Content: d.Content,
-		Redacts: d.Redacts, Sticky: d.Sticky, PrevEvents: rm.tips, Depth: rm.depth + 1, Time: r.o.Now(),
+		Redacts: d.Redacts, Sticky: d.Sticky, PrevEvents: rm.tips, Depth: rm.nextDepth(), Time: r.o.Now(),
 	}
 	if d.TS != 0 {
 		p.Time = time.UnixMilli(d.TS)

@@ -47,7 +47,7 @@ func (r *Rooms) template(ctx context.Context, id matrix.RoomID, user matrix.User
 	key := string(user)
 	p := events.Proto{
 		Version: rm.version, Room: id, Sender: user, Type: spec.MRoomMember, StateKey: &key, Content: raw,
-		PrevEvents: rm.tips, Depth: rm.depth + 1, Time: r.o.Now(),
+		PrevEvents: rm.tips, Depth: rm.nextDepth(), Time: r.o.Now(),
 	}
 	if p.AuthEvents, err = r.authEventIDs(ctx, rm, &p); err != nil {
 		return RemoteTemplate{}, err
@@ -483,7 +483,7 @@ func (r *Rooms) edge(ctx context.Context, id matrix.RoomID) (out []matrix.EventI
 	for _, e := range oldest {
 		prev = append(prev, e.PrevEvents()...)
 	}
-	out, err = r.missing(ctx, unique(prev))
+	out, _, err = r.missing(ctx, id, unique(prev))
 	return out, string(oldest[0].Version), err
 }
 

@@ -71,7 +71,7 @@ func newStory(version gomatrixserverlib.RoomVersion, seed uint64, observers []ma
 	}
 	first := s.servers[0]
 	creator := first.users[0]
-	create := map[string]any{"room_version": version}
+	create := map[string]any{"room_version": version, "seed": seed} // the room's ID comes of it
 	if impl.CreatorInCreateEvent() {
 		create["creator"] = creator
 	}
