@@ -12,7 +12,8 @@ import (
 // A server that is away for days shall not be sent every event that it has missed: it would take hours, most of
 // them in rooms that it could ask about itself. Once much is waiting for it, only the newest event of each room is
 // kept; when it is back it gets these, and asks for what lies between as it sees fit. EDUs are kept, since nobody
-// can ask for them.
+// can ask for them; but of those about a user's devices or keys the newest does: it names a predecessor that the
+// server does not know, and so it asks for all of the user's devices.
 
 const (
 	// behindAfter is how many transactions may wait for a server that fails: some 2,000 events, which are sent in a
@@ -29,7 +30,9 @@ const (
 		SELECT server, room_id, event_id FROM fed_queue WHERE id IN (
 			SELECT max(id) FROM fed_queue WHERE server = $1 AND txn > $2 AND room_id <> '' GROUP BY room_id)
 		ON CONFLICT (server, room_id) DO NOTHING`
-	qCollapsed = `DELETE FROM fed_queue WHERE server = $1 AND txn > $2 AND room_id <> ''`
+	qCollapsed  = `DELETE FROM fed_queue WHERE server = $1 AND txn > $2 AND room_id <> ''`
+	qSuperseded = `DELETE FROM fed_queue WHERE server = $1 AND txn > $2 AND topic <> '' AND id NOT IN (
+		SELECT max(id) FROM fed_queue WHERE server = $1 AND txn > $2 AND topic <> '' GROUP BY topic)`
 	qRemaining = `SELECT txn, count(*) FROM fed_queue WHERE server = $1 AND txn > $2 GROUP BY txn`
 	qCatchUp   = `SELECT room_id, event_id FROM fed_behind WHERE server = $1 ORDER BY room_id LIMIT $2`
 	qCaughtUp  = `DELETE FROM fed_behind WHERE server = $1 AND room_id <= $2`
@@ -38,10 +41,11 @@ const (
 // away puts a destination behind when it fails and much waits for it.
 func (q *queue) away(d *destination) error {
 	q.mu.Lock()
-	if d.behind || d.failures < behindFailures || len(d.batches) <= behindAfter {
+	if d.failures < behindFailures || len(d.batches) <= behindAfter {
 		q.mu.Unlock()
 		return nil
 	}
+	was := d.behind
 	d.behind = true
 	first, rest := d.batches[0], d.batches[1:len(d.batches):len(d.batches)]
 	for _, b := range rest {
@@ -68,6 +72,9 @@ func (q *queue) away(d *destination) error {
 		if _, err := tx.Exec(qCollapsed, string(d.name), first.txn); err != nil {
 			return err
 		}
+		if _, err := tx.Exec(qSuperseded, string(d.name), first.txn); err != nil {
+			return err
+		}
 		clear(remains)
 		_, err := sqldb.Select(tx, func(r *sqldb.Rows) (txn int64, err error) {
 			var n int
@@ -80,10 +87,10 @@ func (q *queue) away(d *destination) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if err != nil {
-		d.behind = false // it is tried again at the next failure
+		d.behind = was // it is tried again at the next failure
 		return fmt.Errorf("keeping the newest events for a server that is away: %w", err)
 	}
-	was := len(d.batches)
+	all := len(d.batches)
 	kept := []*batch{first}
 	for i, b := range d.batches[1:] {
 		if i >= len(rest) {
@@ -94,7 +101,10 @@ func (q *queue) away(d *destination) error {
 		}
 	}
 	d.batches = kept
-	log.WithFields(log.Fields{"server": d.name, "transactions": was - len(kept)}).Info("another server is away: it will be sent the newest event of each room")
+	if was {
+		return nil
+	}
+	log.WithFields(log.Fields{"server": d.name, "transactions": all - len(kept)}).Info("another server is away: it will be sent the newest event of each room")
 	return nil
 }
 
@@ -125,7 +135,7 @@ func (q *queue) catchUp(d *destination) error {
 				return err
 			}
 			for _, p := range list {
-				if _, err := tx.Exec(qEnqueue, string(d.name), b.txn, string(p.event), "", string(p.room)); err != nil {
+				if _, err := tx.Exec(qEnqueue, string(d.name), b.txn, string(p.event), "", string(p.room), ""); err != nil {
 					return err
 				}
 			}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/receipts"
+	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 	"github.com/carillon-chat/carillon/homeserver/stream"
 )
@@ -273,4 +274,77 @@ func TestCrowd(t *testing.T) {
 	if len(c.servers) != 0 {
 		t.Errorf("%d servers are remembered", len(c.servers))
 	}
+}
+
+// TestOldNewsOfDevicesAreDropped: of what waits about a user's devices for a server that is away only the newest is
+// kept, however long that lasts; messages to devices are all kept.
+func TestOldNewsOfDevicesAreDropped(t *testing.T) {
+	t.Parallel()
+	db := sqldbtest.Open(t)
+	f := &far{news: make(chan struct{}, 1), down: true}
+	q, _ := startQueue(t, db, f)
+	put := func(first int) {
+		t.Helper()
+		var rows []row
+		for i := range 3000 {
+			user := fmt.Sprintf("@u%d:here.test", i%3)
+			rows = append(rows, row{server: "a.test", topic: "m.device_list_update " + user, edu: newEDU("m.device_list_update", map[string]any{"user_id": user, "stream_id": first + i})})
+			if i%1000 == 0 {
+				rows = append(rows, row{server: "a.test", edu: newEDU("m.direct_to_device", map[string]any{"n": first + i})})
+			}
+		}
+		if err := q.put(t.Context(), rows, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waits := func(query string) (n int) {
+		t.Helper()
+		if err := db.Read(t.Context(), func(tx *sqldb.Tx) error { return tx.QueryRow(query).Scan(&n) }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for round := range 2 {
+		put(round * 3000)
+		for end := time.Now().Add(20 * time.Second); waits(`SELECT count(*) FROM fed_queue`) > roomEDUs+3+6; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d rows wait", waits(`SELECT count(*) FROM fed_queue`))
+			}
+			q.alive("a.test")
+		}
+	}
+	if n := waits(`SELECT count(*) FROM fed_queue WHERE topic = ''`); n != 6 {
+		t.Errorf("%d messages to devices wait", n)
+	}
+	n := waits(`SELECT count(*) FROM fed_queue`)
+	list, sum := q.sights()
+	for end := time.Now().Add(20 * time.Second); sum.items != n && time.Now().Before(end); list, sum = q.sights() {
+		time.Sleep(time.Millisecond)
+	}
+	if len(list) != 1 || list[0].items != n || sum.items != n || sum.behind != 1 || sum.failing != 1 {
+		t.Errorf("seen are %+v, %+v; %d rows wait", list, sum, n)
+	}
+	f.mu.Lock()
+	f.down, f.got = false, nil
+	f.mu.Unlock()
+	newest := map[string]int{}
+	messages := 0
+	q.alive("a.test")
+	f.wait(t, "the newest of each user", func(got []delivery) bool {
+		messages = 0
+		for _, d := range got {
+			for _, e := range d.EDUs {
+				var c struct {
+					User   string `json:"user_id"`
+					Stream int    `json:"stream_id"`
+				}
+				if json.Unmarshal(e.Content, &c) != nil || e.Type == "m.direct_to_device" {
+					messages++
+				} else {
+					newest[c.User] = c.Stream
+				}
+			}
+		}
+		return messages == 6 && newest["@u0:here.test"] == 5997 && newest["@u1:here.test"] == 5998 && newest["@u2:here.test"] == 5999
+	})
 }

@@ -402,7 +402,7 @@ func (r *reader) introduce(ctx context.Context, e entry) ([]row, error) {
 	edu := newEDU("m.device_list_update", content)
 	rows := make([]row, len(e.servers))
 	for i, s := range e.servers {
-		rows[i] = row{server: s, edu: edu}
+		rows[i] = row{server: s, edu: edu, topic: "m.device_list_update " + string(e.joined)}
 	}
 	return rows, nil
 }
@@ -417,7 +417,7 @@ func (r *reader) listRows(ctx context.Context, from, to stream.Pos) ([]row, erro
 	for _, u := range updates {
 		raw := newEDU(u.Type, u.Content)
 		for _, s := range r.servers.sharing(u.User) {
-			rows = append(rows, row{server: s, edu: raw})
+			rows = append(rows, row{server: s, edu: raw, topic: u.Type + " " + string(u.User)})
 		}
 	}
 	return rows, nil

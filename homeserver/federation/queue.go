@@ -55,6 +55,7 @@ type row struct {
 	event  matrix.EventID
 	room   matrix.RoomID // of the event; "" if it is to be kept whatever happens
 	edu    []byte
+	topic  string     // what the EDU is about, if only the newest is of use
 	merges bool       // a receipt EDU
 	from   stream.Pos // of a receipt EDU: the place in the log of its first receipt; 0 if it is queued in any case
 	to     stream.Pos // and of its last
@@ -124,7 +125,7 @@ type batch struct {
 }
 
 const (
-	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu, room_id) VALUES ($1, $2, $3, $4, $5)`
+	qEnqueue = `INSERT INTO fed_queue (server, txn, event_id, edu, room_id, topic) VALUES ($1, $2, $3, $4, $5, $6)`
 	qBatches = `SELECT server, txn, count(*) FROM fed_queue GROUP BY server, txn ORDER BY txn`
 	qBatch   = `SELECT event_id, edu FROM fed_queue WHERE server = $1 AND txn = $2 ORDER BY id`
 	qSent    = `DELETE FROM fed_queue WHERE server = $1 AND txn = $2`
@@ -239,7 +240,7 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 			case batches[i] == nil:
 				_, err = tx.Exec(qBehind, string(r.server), string(r.room), string(r.event))
 			default:
-				_, err = tx.Exec(qEnqueue, string(r.server), batches[i].txn, string(r.event), string(r.edu), string(r.room))
+				_, err = tx.Exec(qEnqueue, string(r.server), batches[i].txn, string(r.event), string(r.edu), string(r.room), r.topic)
 			}
 			if err != nil {
 				return err
