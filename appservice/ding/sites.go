@@ -29,7 +29,7 @@ const (
 
 // staleAfterCut is how old a DING of another site may be that is delivered at once: of an older one, which a cut link
 // has held up, the site is asked whether it still stands, so that nobody gets a DING that was recalled meanwhile.
-const staleAfterCut = 10 * time.Second
+const staleAfterCut = 2 * time.Second
 
 // reportEvery is how long reports to other sites are gathered.
 const reportEvery = 400 * time.Millisecond
