@@ -27,6 +27,7 @@ import (
 	"github.com/carillon-chat/carillon/appservice/derive"
 	"github.com/carillon-chat/carillon/appservice/ding"
 	"github.com/carillon-chat/carillon/appservice/lang"
+	"github.com/carillon-chat/carillon/appservice/ldapsync"
 	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/appservice/org"
 	"github.com/carillon-chat/carillon/appservice/readlist"
@@ -75,6 +76,9 @@ type Options struct {
 	// Sites are the company's sites; Own and List are enough. Zero for a company of one site.
 	Sites sites.Options
 
+	// Directory is the LDAP directory that the company follows; nil for none.
+	Directory *ldapsync.Source
+
 	Ding DingOptions
 	// RateLimits bounds calls of /_carillon/v1; zero for none.
 	RateLimits     httpapi.RateLimits
@@ -109,6 +113,8 @@ type Service struct {
 	outbox *bridge.Outbox
 	jobs   *jobs
 	api    *httpapi.API
+
+	directory directory
 	// operatorAPI is the same API for who runs the service.
 	operatorAPI *httpapi.API
 
@@ -135,6 +141,7 @@ func New(ctx context.Context, opts Options) (*Service, error) {
 	}
 	s := &Service{db: opts.DB, opts: opts, now: opts.Now, admins: map[string]bool{}}
 	s.jobs = &jobs{ready: make(chan struct{}, 1), now: opts.Now}
+	s.directory.source = opts.Directory
 	for _, a := range opts.Admins {
 		s.admins[a] = true
 	}
@@ -270,7 +277,8 @@ func (s *Service) buildAPI() error {
 
 // Routes are the endpoints of /_carillon/v1, of this package and of the parts.
 func (s *Service) Routes() []httpapi.Route {
-	routes := append(s.orgRoutes(), s.sites.Routes()...)
+	routes := append(s.orgRoutes(), s.directoryRoutes()...)
+	routes = append(routes, s.sites.Routes()...)
 	routes = append(routes, s.lists.Routes()...)
 	return append(routes, s.dings.Routes()...)
 }
@@ -323,6 +331,7 @@ func (s *Service) Run(ctx context.Context) error {
 	start("rooms", func(ctx context.Context) error { s.runJobs(ctx); return nil })
 	start("outbox", s.outbox.Run)
 	start("sites", s.sites.Run)
+	start("directory", s.followDirectory)
 	start("read lists", s.lists.Run)
 	start("DINGs", s.dings.Run)
 	<-ctx.Done()

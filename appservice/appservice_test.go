@@ -265,10 +265,13 @@ func TestPermissions(t *testing.T) {
 	all := map[string]int{"nobody": 200, "unknown": 200, "stranger": 200, "employee": 200, "manager": 200, "admin": 200, "configured": 200, "left": 200}
 	staff := map[string]int{"nobody": 401, "unknown": 401, "stranger": 403, "employee": 200, "manager": 200, "admin": 200, "configured": 200, "left": 403}
 	admins := map[string]int{"nobody": 401, "unknown": 401, "stranger": 403, "employee": 403, "manager": 403, "admin": 200, "configured": 200, "left": 403}
+	noDirectory := map[string]int{"nobody": 401, "unknown": 401, "stranger": 403, "employee": 403, "manager": 403, "admin": 404, "configured": 404, "left": 403}
 	tests := map[string]struct {
 		path string
 		want map[string]int
 	}{
+		"GET /_carillon/v1/org/directory":   {"/org/directory", noDirectory},
+		"POST /_carillon/v1/org/directory":  {"/org/directory?plan=true", noDirectory},
 		"GET /_carillon/v1/health":          {"/health", all},
 		"GET /_carillon/v1/org/tree":        {"/org/tree", staff},
 		"GET /_carillon/v1/org/people":      {"/org/people?q=%E6%9D%8E", staff},

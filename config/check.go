@@ -50,6 +50,7 @@ func (c *Config) check(bad report) {
 	c.checkContacts(bad)
 	c.AppService.check(bad)
 	c.AppService.Sites.check(bad, c)
+	c.AppService.Directory.check(bad, &c.AppService.Sites)
 	c.Bridges.check(bad, c)
 	if c.Homeserver.Database != "" && c.Homeserver.Database == c.AppService.Database {
 		bad("appservice.database", "it is the homeserver's database", "give the service one of its own, or leave it empty for a file in data_dir")

@@ -291,8 +291,9 @@ type AppService struct {
 	PrivateReceipts bool    `yaml:"private_receipts" doc:"Count private read receipts in read lists too. This is a policy on people's privacy: tell them."`
 	PasswordsDir    string  `yaml:"passwords_dir" doc:"Folder of the files with first passwords (mode 0600). Empty: data_dir/first-passwords."`
 
-	Sites Sites `yaml:"sites" doc:"Places of the company that have a Carillon each, as in several provinces: see docs/organisation.md."`
-	DING  DING  `yaml:"ding" doc:"Urgent notices."`
+	Sites     Sites     `yaml:"sites" doc:"Places of the company that have a Carillon each, as in several provinces: see docs/organisation.md."`
+	Directory Directory `yaml:"directory" doc:"An LDAP directory, such as Active Directory, that the company follows by itself."`
+	DING      DING      `yaml:"ding" doc:"Urgent notices."`
 }
 
 // DING bounds urgent notices.

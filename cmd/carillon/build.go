@@ -80,6 +80,9 @@ func (s *stack) build(ctx context.Context, p parts) error {
 		return opening("the enterprise service's database", err)
 	}
 	opts := appserviceOptions(s.cfg, reg, s.asDB)
+	if opts.Directory, err = directorySource(&s.cfg.AppService.Directory); err != nil {
+		return err
+	}
 	if s.hs != nil {
 		opts.HomeserverURL = "http://homeserver"
 		opts.Transport = mxclient.NewHandlerTransport(s.hs.Handler())
