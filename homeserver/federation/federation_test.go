@@ -19,7 +19,7 @@ import (
 )
 
 // joined makes a public room on a with alice in it, lets bob of b join, and returns all three.
-func joined(t *testing.T, a, b *server, version string) (room matrix.RoomID, alice, bob matrix.UserID) {
+func joined(t testing.TB, a, b *server, version string) (room matrix.RoomID, alice, bob matrix.UserID) {
 	t.Helper()
 	alice, bob = a.user("alice"), b.user("bob")
 	room = a.room(alice, "public_chat", version)

@@ -39,7 +39,7 @@ import (
 
 // world is a network of servers under one certificate authority.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	authority *httpapitest.Authority
 
 	mu    sync.Mutex
@@ -47,7 +47,7 @@ type world struct {
 	deaf  map[matrix.ServerName]bool // these lose all transactions
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	return &world{t: t, authority: httpapitest.NewAuthority(t), addrs: map[string]string{}, deaf: map[matrix.ServerName]bool{}}
 }
@@ -244,10 +244,10 @@ func (s *server) call(user matrix.UserID, device, method, path, body string) str
 	return rec.Body.String()
 }
 
-func newDisk(t *testing.T) disk { return disk{sqldbtest.DSN(t), t.TempDir()} }
+func newDisk(t testing.TB) disk { return disk{sqldbtest.DSN(t), t.TempDir()} }
 
 // pair starts two servers.
-func pair(t *testing.T) (a, b *server) {
+func pair(t testing.TB) (a, b *server) {
 	t.Helper()
 	w := newWorld(t)
 	return w.start("a.test", newDisk(t)), w.start("b.test", newDisk(t))
@@ -304,7 +304,7 @@ func (s *server) texts(room matrix.RoomID) (out []string) {
 }
 
 // until waits for something that another server brings about.
-func until(t *testing.T, what string, ok func() bool) {
+func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for !ok() {
@@ -315,7 +315,7 @@ func until(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func ok(t *testing.T, err error) {
+func ok(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

@@ -107,6 +107,7 @@ type destination struct {
 	failures int
 	since    time.Time
 	retryAt  time.Time
+	heard    bool           // it was heard of since the last attempt began
 	behind   bool           // events are noted in fed_behind
 	owed     bool           // receipts are noted in fed_owed
 	noting   sync.WaitGroup // those that are being noted
@@ -366,7 +367,7 @@ func (q *queue) alive(server matrix.ServerName) {
 	if d == nil || d.failures == 0 {
 		return
 	}
-	d.retryAt = time.Time{}
+	d.retryAt, d.heard = time.Time{}, true
 	select {
 	case d.wake <- struct{}{}:
 	default:
@@ -379,6 +380,7 @@ func (q *queue) alive(server matrix.ServerName) {
 func (q *queue) take(d *destination) (b *batch, edus []json.RawMessage, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	d.heard = false
 	if len(d.batches) > 0 {
 		b = d.batches[0]
 		if !b.taken {

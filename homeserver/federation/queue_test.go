@@ -298,6 +298,36 @@ func FuzzAuthorizationHeader(f *testing.F) {
 	})
 }
 
+// TestHeardOfDuringAnAttempt: a server that is heard of while an attempt to reach it fails is tried again at once, and
+// not after the wait that its many failures would bring.
+func TestHeardOfDuringAnAttempt(t *testing.T) {
+	t.Parallel()
+	f := &far{news: make(chan struct{}, 1), down: true, slow: make(chan struct{})}
+	q, _ := startQueue(t, sqldbtest.Open(t), f)
+	if err := q.put(t.Context(), []row{{server: "a.test", event: "$1"}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	q.mu.Lock()
+	q.dests["a.test"].failures = 12 // the next wait would be an hour
+	q.mu.Unlock()
+	began := func() bool {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		return q.dests["a.test"].batches[0].taken
+	}
+	for !began() {
+		time.Sleep(time.Millisecond)
+	}
+	q.alive("a.test")
+	f.slow <- struct{}{} // now the attempt fails
+	f.wait(t, "the failure", func(got []delivery) bool { return len(got) == 1 })
+	f.mu.Lock()
+	f.down = false
+	f.mu.Unlock()
+	close(f.slow)
+	f.wait(t, "the next attempt", func(got []delivery) bool { return len(got) == 2 })
+}
+
 // TestQueueOfAServerThatIsAway: what waits for a server that does not answer stays small, over a restart too, and it
 // hears the newest of each room and every EDU when it is back.
 func TestQueueOfAServerThatIsAway(t *testing.T) {

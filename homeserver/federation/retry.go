@@ -21,6 +21,9 @@ func (q *queue) failed(d *destination, b *batch, cause error) {
 		d.since = q.now()
 	}
 	wait := gate.Spread(gate.Delay(d.failures-1, retryFirst, retryMax, 2), 0.2)
+	if d.heard { // it has come back while the attempt was failing
+		wait = min(wait, gate.Spread(retryFirst, 0.2))
+	}
 	var fe *fedclient.Error
 	if errors.As(cause, &fe) && fe.Status == http.StatusTooManyRequests {
 		if ms, ok := fe.Extra["retry_after_ms"].(float64); ok && ms > 0 {
