@@ -498,9 +498,7 @@ func (r *Rooms) between(ctx context.Context, tx *sqldb.Tx, rm *room, head stream
 		if err != nil {
 			return nil, err
 		}
-		for _, c := range changes {
-			after = after.With(c.key, c.nid)
-		}
+		after = changed(after, changes)
 	}
 	diff, err := state.Differences(tx, rm.id, []state.View{{Base: head}, after})
 	if err != nil {

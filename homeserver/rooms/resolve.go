@@ -48,11 +48,16 @@ func (r *Rooms) merge(ctx context.Context, tx *sqldb.Tx, rm *room, ev *events.Ev
 	if err != nil {
 		return state.View{}, err
 	}
-	changes := make(map[state.Key]int64, len(sets))
+	return changed(views[0], sets), nil
+}
+
+// changed is a view with what resolution changes of it.
+func changed(v state.View, sets []resolvedEntry) state.View {
+	entries := make(map[state.Key]int64, len(sets))
 	for _, s := range sets {
-		changes[s.key] = s.nid
+		entries[s.key] = s.nid
 	}
-	return views[0].WithAll(changes), nil
+	return v.WithAll(entries)
 }
 
 // viewAfter is the state after an event that has its place here.
