@@ -162,6 +162,20 @@ func (s *site) tail() []byte {
 	return b[max(0, len(b)-2000):]
 }
 
+// complaint is the first line of its log that tells of a fault of its own.
+func (s *site) complaint() string {
+	b, err := os.ReadFile(filepath.Join(s.dir, "log"))
+	if err != nil {
+		return err.Error()
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "panic") || strings.Contains(line, "level=error") || strings.Contains(line, "level=fatal") {
+			return line[:min(len(line), 500)]
+		}
+	}
+	return ""
+}
+
 func (s *site) pid() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

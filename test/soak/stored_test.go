@@ -49,6 +49,9 @@ func (s *soak) stop() {
 		if took := st.end(syscall.SIGTERM); took > 12*time.Second {
 			s.t.Errorf("site %d took %s to stop", st.n, took)
 		}
+		if what := st.complaint(); what != "" {
+			s.t.Errorf("site %d has logged %s", st.n, what)
+		}
 		all[st.n], err = s.readStored(st)
 		return err
 	}) && all[0] == nil {

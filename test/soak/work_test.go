@@ -32,12 +32,6 @@ func (y *tally) add(what string) {
 	y.done[what]++
 }
 
-func (y *tally) of(what string) int {
-	y.mu.Lock()
-	defer y.mu.Unlock()
-	return y.done[what]
-}
-
 // work has people do things and sites fail until the time is over.
 func (s *soak) work() {
 	s.step("work for %s", s.o.lasts)
