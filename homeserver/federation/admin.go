@@ -45,7 +45,8 @@ type adminDestination struct {
 	RetryAt      int64             `json:"retry_at,omitempty"`      // ms
 	SentAt       int64             `json:"sent_at,omitempty"`       // ms, since this server's start
 	Transactions int               `json:"waiting_transactions"`
-	Behind       bool              `json:"behind"` // it will be sent the newest event of each room
+	WaitingSince int64             `json:"waiting_since,omitempty"` // ms
+	Behind       bool              `json:"behind"`                  // it will be sent the newest event of each room
 }
 
 // status describes a destination; q.mu is held.
@@ -56,6 +57,9 @@ func (q *queue) status(server matrix.ServerName) adminDestination {
 	}
 	if d := q.dests[server]; d != nil {
 		a.Failures, a.Transactions, a.Behind = d.failures, len(d.batches), d.behind
+		if len(d.batches) > 0 { // the number of a batch is the time at which it was begun, in microseconds
+			a.WaitingSince = d.batches[0].txn / 1000
+		}
 		if d.failures > 0 {
 			a.FailingSince = matrix.Millis(d.since)
 			if d.retryAt.After(q.now()) {

@@ -2,6 +2,7 @@ package federation_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"runtime"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	log "github.com/sirupsen/logrus"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/homeserver/rooms"
 )
 
 // cpu is the processor time that this process has taken: that of all servers in it.
@@ -129,4 +131,36 @@ func BenchmarkMissed(b *testing.B) {
 	runtime.GC()
 	runtime.ReadMemStats(&m)
 	b.ReportMetric(float64(m.HeapAlloc)/(1<<20), "heap-MiB")
+}
+
+// BenchmarkJoinLarge has a user of B join a room of A with 7,000 members: until B knows the whole room, and until the
+// user has said something that is on A.
+func BenchmarkJoinLarge(b *testing.B) {
+	const people = 7000
+	_, x, y, _, alice := quiet(b)
+	ctx := context.Background()
+	room := x.room(alice, "public_chat", "12")
+	var n atomic.Int64
+	many(people-1, 32, func() {
+		u := x.user(fmt.Sprint("p", n.Add(1)))
+		ok(b, x.rooms.Join(ctx, rooms.MemberChange{Room: room, Sender: u, Target: u}))
+	})
+	carol := y.user("carol")
+	before := cpu()
+	b.ResetTimer()
+	start := time.Now()
+	ok(b, y.rooms.Join(ctx, rooms.MemberChange{Room: room, Sender: carol, Target: carol, Via: []matrix.ServerName{x.name}}))
+	whole := time.Since(start)
+	if m := y.hub.MemberCount(room); m != people+1 {
+		b.Fatalf("b knows %d members", m)
+	}
+	said := y.send(room, carol, "here I am")
+	until(b, "the first message on a", func() bool {
+		e, err := x.events.ByID(ctx, said)
+		return err == nil && e != nil && e.Pos > 0
+	})
+	b.StopTimer()
+	b.ReportMetric(whole.Seconds(), "s-whole")
+	b.ReportMetric(time.Since(start).Seconds(), "s-said")
+	b.ReportMetric((cpu() - before).Seconds(), "cpu-s")
 }

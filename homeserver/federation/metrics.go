@@ -155,8 +155,8 @@ func (q *queue) sights() (list []sight, sum sightSums) {
 		for _, b := range d.batches {
 			s.items += b.items()
 		}
-		if len(d.batches) > 0 { // the number of a batch is the time at which it was begun
-			s.oldest = max(now.Sub(time.UnixMicro(d.batches[0].txn)), 0)
+		if s.WaitingSince > 0 {
+			s.oldest = max(now.Sub(time.UnixMilli(s.WaitingSince)), 0)
 			sum.waiting++
 		}
 		sum.items += s.items

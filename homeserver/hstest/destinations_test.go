@@ -52,7 +52,7 @@ func TestAdministratorsSeeTheWaysToOtherServers(t *testing.T) {
 	alice.Say(room, "nobody hears")
 	eventually("a failure is seen", func() bool {
 		r := get(one)
-		return r.Get("failures").Int() > 0 && r.Get("failing_since").Int() > 0 && r.Get("waiting_events").Int() > 0 && r.Get("waiting_transactions").Int() > 0
+		return r.Get("failures").Int() > 0 && r.Get("failing_since").Int() > 0 && r.Get("waiting_events").Int() > 0 && r.Get("waiting_transactions").Int() > 0 && r.Get("waiting_since").Int() > 0
 	})
 	b.Heal()
 	if r := a.Do(chief.AccessToken, "POST", one+"/reset", nil); r.Status != 200 {
