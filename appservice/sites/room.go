@@ -59,6 +59,9 @@ func (e *engine) keepRoom(ctx context.Context, now time.Time) {
 	}
 	if err == nil && missing == 0 {
 		e.roomTry, e.roomAt = 0, now.Add(checkRoom)
+		if e.moved.Load() {
+			e.roomAt = now.Add(lookAgainAfter)
+		}
 		return
 	}
 	wait := min(lookForRoom<<min(e.roomTry, 8), time.Minute)
@@ -71,6 +74,9 @@ func (e *engine) keepRoom(ctx context.Context, now time.Time) {
 
 // enter finds the room, or makes it, and joins.
 func (e *engine) enter(ctx context.Context) error {
+	if err := e.follows(ctx); err != nil {
+		return err
+	}
 	if e.room != "" && e.joined {
 		return nil
 	}
@@ -101,6 +107,28 @@ func (e *engine) enter(ctx context.Context) error {
 	}
 	e.room, e.alias = room, e.roomAlias()
 	e.setRoom(room)
+	return nil
+}
+
+// lookAgainAfter is how long the alias is not resolved again: the head office's bot invites to many rooms.
+const lookAgainAfter = 5 * time.Second
+
+// follows leaves the room for another one if the head office has made one and invites there.
+func (e *engine) follows(ctx context.Context) error {
+	now := e.opts.Now()
+	if e.own.Head || e.room == "" || !e.moved.Load() || now.Sub(e.resolved) < lookAgainAfter {
+		return nil
+	}
+	e.moved.Store(false)
+	e.resolved = now
+	room, err := e.mx.ResolveAlias(ctx, e.roomAlias())
+	if err != nil {
+		e.moved.Store(true)
+		return fmt.Errorf("finding the sites' room: %w", err)
+	}
+	if room != e.room {
+		e.room, e.joined = "", false
+	}
 	return nil
 }
 
@@ -174,11 +202,27 @@ func (e *engine) gather(ctx context.Context) (missing int, err error) {
 	for user, m := range present {
 		if (m == "join" || m == "invite" || m == "knock") && !e.IsBot(user) {
 			if err := e.mx.Kick(ctx, "", e.room, user, ""); err != nil {
-				log.WithField("user", user).WithError(err).Error("a user who is no bot of a site cannot be removed from the sites' room: take the alias away and start again, then a new room is made")
+				return 0, e.abandon(ctx, user, err)
 			}
 		}
 	}
 	return missing, nil
+}
+
+// abandon leaves a room in which somebody is who cannot be removed: the bot of a site that is one no longer, and had
+// made the room with the others. The next attempt makes another room.
+func (e *engine) abandon(ctx context.Context, user id.UserID, why error) error {
+	if !mxclient.IsPermanent(why) {
+		return fmt.Errorf("removing a user from the sites' room: %w", why)
+	}
+	path := mxclient.Path("/_matrix/client/v3/directory/room", e.roomAlias())
+	err := e.mx.Do(ctx, mxclient.Request{Method: http.MethodDelete, Path: path}, nil)
+	if err != nil && !mxclient.IsCode(err, "M_NOT_FOUND") {
+		return fmt.Errorf("taking the alias from the sites' room: %w", err)
+	}
+	e.room, e.joined = "", false
+	e.setRoom("")
+	return fmt.Errorf("%s is no bot of a site and cannot be removed from the sites' room: another one is made", user)
 }
 
 // keyContent is the content of a site's key.

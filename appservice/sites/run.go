@@ -75,14 +75,17 @@ type engine struct {
 	joined bool
 	peers  []*peer
 
-	run     string
-	count   int64
-	sayAt   time.Time // zero: there is nothing to say
-	beatAt  time.Time
-	roomAt  time.Time
-	tidyAt  time.Time
-	loopAt  time.Time // messages to this site are not tried before
-	roomTry int
+	run      string
+	count    int64
+	sayAt    time.Time // zero: there is nothing to say
+	beatAt   time.Time
+	roomAt   time.Time
+	tidyAt   time.Time
+	loopAt   time.Time // messages to this site are not tried before
+	pausedTo time.Time // nothing is sent before
+	pauses   int
+	roomTry  int
+	resolved time.Time // when the alias was looked up because of an invitation
 
 	offered   org.Mark  // the head office's tree, as it says
 	wantedAt  time.Time // when it was asked for
@@ -170,7 +173,13 @@ func (e *engine) start(ctx context.Context) error {
 	e.key = ed25519.NewKeyFromSeed(seed)
 	e.peers = nil
 	for _, p := range list {
-		if site, ok := e.byName[p.name]; ok && p.name != e.own.Name {
+		site, ok := e.byName[p.name]
+		switch {
+		case !ok: // no longer a site: what waits for it is let go
+			if err := e.forget(ctx, p, ack{Seq: p.outSeq}); err != nil {
+				return err
+			}
+		case p.name != e.own.Name:
 			p.site, p.sent, p.window = site, p.acked, firstWindow
 			e.peers = append(e.peers, p)
 		}
@@ -218,13 +227,29 @@ func (e *engine) step(ctx context.Context) time.Duration {
 	if err := e.follow(ctx); err != nil {
 		e.trouble(ctx, err, "following the head office's organisation failed; it is tried again")
 	}
-	if err := e.send(ctx); err != nil {
-		e.trouble(ctx, err, "sending to other sites failed; it is tried again")
-	}
+	e.trySend(ctx, now)
 	e.beat(ctx)
 	e.tidy(ctx)
 	e.publishLags()
 	return e.until()
+}
+
+// trySend sends, and after a failure not for a while.
+func (e *engine) trySend(ctx context.Context, now time.Time) {
+	if now.Before(e.pausedTo) {
+		return
+	}
+	err := e.send(ctx)
+	if err == nil {
+		e.pauses = 0
+		return
+	}
+	e.pausedTo = now.Add(min(idle<<min(e.pauses, 6), time.Minute))
+	e.pauses++
+	if mxclient.IsPermanent(err) { // the bot may have been removed from the room
+		e.joined, e.roomAt = false, e.pausedTo
+	}
+	e.trouble(ctx, err, "sending to other sites failed; it is tried again")
 }
 
 func (e *engine) trouble(ctx context.Context, err error, what string) {
@@ -260,30 +285,32 @@ func (e *engine) tell() {
 	}
 }
 
-// until is when something is to be done next.
+// until is how long nothing is to be done. What is due already and was not done has failed, and waits for pausedTo.
 func (e *engine) until() time.Duration {
 	now := e.opts.Now()
-	next := e.beatAt
-	if !e.sayAt.IsZero() && e.sayAt.Before(next) {
-		next = e.sayAt
+	wait := min(e.beatEvery(), time.Minute)
+	consider := func(at time.Time) {
+		if d := at.Sub(now); d > 0 && d < wait {
+			wait = d
+		}
 	}
-	if e.roomAt.Before(next) {
-		next = e.roomAt
+	consider(e.pausedTo)
+	if now.Before(e.pausedTo) {
+		return max(wait, 5*time.Millisecond)
 	}
-	if !e.loopAt.IsZero() && e.loopAt.Before(next) {
-		next = e.loopAt
+	for _, at := range []time.Time{e.beatAt, e.sayAt, e.roomAt, e.loopAt} {
+		consider(at)
 	}
 	for _, p := range e.peers {
-		for _, at := range []time.Time{p.retryAt, p.stuck} {
-			if !at.IsZero() && at.Before(next) {
-				next = at
-			}
+		consider(p.stuck)
+		if len(p.under) > 0 {
+			consider(p.retryAt)
 		}
-		if p.sent < p.outSeq && len(p.under) < p.window && now.Add(idle).Before(next) {
-			next = now.Add(idle)
+		if p.sent < p.outSeq && len(p.under) < p.window {
+			consider(now.Add(idle))
 		}
 	}
-	return max(next.Sub(now), 5*time.Millisecond)
+	return max(wait, 5*time.Millisecond)
 }
 
 // beat lets the others know that this site is there, by typing: nothing of it is kept anywhere.
@@ -406,7 +433,8 @@ func (s *Sites) Event(ctx context.Context, ev *mxclient.Event) error {
 	s.mu.Lock()
 	room := s.room
 	s.mu.Unlock()
-	if ev.Membership() == "invite" && *ev.StateKey == string(s.own.Bot) && id.UserID(ev.Sender) == s.head.Bot {
+	if ev.Membership() == "invite" && *ev.StateKey == string(s.own.Bot) && id.UserID(ev.Sender) == s.head.Bot && id.RoomID(ev.Room) != room {
+		s.moved.Store(true)
 		s.lookAgain.Store(true)
 		s.Wake()
 		return nil

@@ -86,7 +86,8 @@ func (o *Options) StoreOptions() []org.Option {
 }
 
 // Handler handles one message in the transaction that records it as handled. An error leaves the message waiting, and
-// those behind it from the same site; one made by Refuse gives it up.
+// those behind it from the same site; one made by Refuse gives it up. A handler may not wait for a later organisation:
+// that comes from the head office behind its other messages.
 type Handler func(ctx context.Context, tx *sqldb.Tx, from Site, body json.RawMessage) error
 
 // Sites are the company's sites as this one sees them. It is safe for concurrent use.
@@ -105,7 +106,8 @@ type Sites struct {
 
 	began     time.Time
 	wake      chan struct{} // capacity one: something was sent, or has come
-	lookAgain atomic.Bool   // the sites' room may have changed
+	lookAgain atomic.Bool   // who is in the sites' room may have changed
+	moved     atomic.Bool   // the sites' room may be another one
 
 	mu      sync.Mutex
 	room    id.RoomID

@@ -469,6 +469,44 @@ func TestACompanyOfItsOwnIsNotReplaced(t *testing.T) {
 	}
 }
 
+// TestTheListOfSitesChanges takes a site from the list, and makes another one the head office.
+func TestTheListOfSitesChanges(t *testing.T) {
+	c := newCompany(t, "总部", "四川", "广东")
+	head, sc, gd := c.sites[0], c.sites[1], c.sites[2]
+	head.imports(small(), appservice.ImportOptions{})
+	c.same()
+	old := head.svc.Sites().Room()
+	gd.end()
+	head.send("lost", gd)
+	again := func(list []sites.Site) {
+		for _, s := range []*site{head, sc} {
+			s.end()
+			s.list = list
+			s.start()
+		}
+	}
+	again(head.list[:2])
+	head.send("between two", sc)
+	eventually(t, "the other site hears", func() bool { return len(sc.handled()) == 1 })
+	eventually(t, "they speak in another room", func() bool {
+		a, b := head.svc.Sites().Room(), sc.svc.Sites().Room()
+		return a == b && a != "" && a != old
+	})
+	sc.send("in the new room", head)
+	eventually(t, "the head office hears", func() bool { return len(head.handled()) == 1 })
+
+	list := slices.Clone(head.list)
+	list[0].Head, list[1].Head, list[1].Units = false, true, nil
+	again(list)
+	imp := small()
+	imp.People[1].Name = "李大川"
+	sc.imports(imp, appservice.ImportOptions{})
+	eventually(t, "the old head office follows", func() bool { return head.tree().Mark() == sc.tree().Mark() })
+	if _, err := head.svc.Import(t.Context(), small(), appservice.ImportOptions{}); !errors.Is(err, sites.ErrNotHead) {
+		t.Errorf("importing at the old head office: %v", err)
+	}
+}
+
 // TestSevenThousandPeople carries a large company to a second site. The figures are told with -v.
 func TestSevenThousandPeople(t *testing.T) {
 	c := newCompany(t, "总部", "四川")

@@ -152,7 +152,12 @@ func (e *engine) takeTree(ctx context.Context, p *peer, body json.RawMessage, do
 		return e.db.Write(ctx, done)
 	}
 	before := e.store.Tree()
-	tree, err := e.store.Replicate(ctx, &d, "site:"+p.name, done)
+	tree, err := e.store.Replicate(ctx, &d, "site:"+p.name, func(tx *sqldb.Tx) error {
+		if err := e.noteTree(tx, d.To); err != nil { // this site may be the head office one day
+			return err
+		}
+		return done(tx)
+	})
 	switch {
 	case err == nil:
 		e.wantWhole, e.wantedAt = false, time.Time{}
