@@ -51,6 +51,11 @@ type Site struct {
 	Units []string
 }
 
+// NewSite is a site as it is configured; without a bot it has the usual one of its server.
+func NewSite(name, server, bot string, head bool, units []string) Site {
+	return Site{Name: name, ServerName: server, Bot: id.UserID(bot), Head: head, Units: units}
+}
+
 // Options say which sites there are. The zero value is the company of one site.
 type Options struct {
 	// Own is the name of this site.

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"time"
 
-	"maunium.net/go/mautrix/id"
-
 	"github.com/carillon-chat/carillon/appservice/sites"
 	"github.com/carillon-chat/carillon/config"
 )
@@ -19,9 +17,7 @@ import (
 func siteOptions(c *config.Sites) sites.Options {
 	o := sites.Options{Own: c.Own}
 	for _, site := range c.List {
-		o.List = append(o.List, sites.Site{
-			Name: site.Name, ServerName: site.ServerName, Bot: id.UserID(site.Bot), Head: site.Name == c.HeadOffice, Units: site.Delegated,
-		})
+		o.List = append(o.List, sites.NewSite(site.Name, site.ServerName, site.Bot, site.Name == c.HeadOffice, site.Delegated))
 	}
 	return o
 }
