@@ -66,6 +66,20 @@ func TestHangingServersHoldUpNobody(t *testing.T) {
 	}
 }
 
+// begun waits until a server's first transaction is on its way.
+func begun(q *queue, server matrix.ServerName) {
+	for {
+		q.mu.Lock()
+		d := q.dests[server]
+		taken := d != nil && len(d.batches) > 0 && d.batches[0].taken
+		q.mu.Unlock()
+		if taken {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // TestReceiptsOfManyThreads: what does not fit into one transaction goes in several.
 func TestReceiptsOfManyThreads(t *testing.T) {
 	t.Parallel()
@@ -74,6 +88,7 @@ func TestReceiptsOfManyThreads(t *testing.T) {
 	if err := q.put(t.Context(), []row{{server: "a.test", event: "$holds-the-worker"}}, nil); err != nil {
 		t.Fatal(err)
 	}
+	begun(q, "a.test")
 	var list []*receipts.Receipt
 	for i := range 150 {
 		list = append(list, &receipts.Receipt{Room: "!r", User: "@u:here.test", Event: "$e", Thread: fmt.Sprint("$", i), Pos: stream.Pos(i + 1)})

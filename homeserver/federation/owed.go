@@ -36,9 +36,8 @@ func (q *queue) pay(d *destination) error {
 	}
 	d.owed = false
 	q.mu.Unlock()
-	d.noting.Wait()
 	all, err := q.payAll(d.name)
-	if err != nil || !all { // more was noted meanwhile
+	if err != nil || !all { // more was noted meanwhile; what is noted later sets it again
 		q.mu.Lock()
 		d.owed = true
 		q.mu.Unlock()

@@ -110,7 +110,7 @@ type destination struct {
 	heard    bool           // it was heard of since the last attempt began
 	behind   bool           // events are noted in fed_behind
 	owed     bool           // receipts are noted in fed_owed
-	noting   sync.WaitGroup // those that are being noted
+	noting   sync.WaitGroup // events that are being noted
 }
 
 // batch is the rows of one transaction. Guarded by queue.mu.
@@ -256,12 +256,14 @@ func (q *queue) put(ctx context.Context, rows []row, also func(tx *sqldb.Tx) err
 	defer q.mu.Unlock()
 	for i, b := range batches {
 		if b == nil {
-			if rows[i].merges && err == nil {
+			switch {
+			case !rows[i].merges:
+				dests[i].noting.Done()
+			case err == nil:
 				d := q.dest(rows[i].server) // it may have been forgotten meanwhile, as one that is well again
 				d.owed = true
 				q.start(d)
 			}
-			dests[i].noting.Done()
 			continue
 		}
 		if b.writing--; b.writing == 0 && b.taken {
@@ -305,7 +307,7 @@ func (q *queue) startAll() {
 	}
 }
 
-// place finds the batch of each row; nil for one that is only to be noted.
+// place finds the batch and the destination of each row; no batch for one that is only to be noted.
 func (q *queue) place(rows []row) (out []*batch, dests []*destination) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -313,7 +315,10 @@ func (q *queue) place(rows []row) (out []*batch, dests []*destination) {
 	for i := range rows {
 		d := q.dest(rows[i].server)
 		dests[i] = d
-		if d.behind && rows[i].room != "" || d.failures >= silence && rows[i].from > 0 {
+		if d.failures >= silence && rows[i].from > 0 {
+			continue
+		}
+		if d.behind && rows[i].room != "" {
 			d.noting.Add(1)
 			continue
 		}

@@ -242,6 +242,7 @@ func TestReceiptsAreMerged(t *testing.T) {
 		}
 	}
 	put("@first:here.test", "", "$0") // holds the worker while the rest gathers
+	begun(q, "a.test")
 	for i := range 150 {
 		put(fmt.Sprintf("@u%d:here.test", i%30), "", fmt.Sprintf("$%d", i))
 	}
@@ -310,14 +311,7 @@ func TestHeardOfDuringAnAttempt(t *testing.T) {
 	q.mu.Lock()
 	q.dests["a.test"].failures = 12 // the next wait would be an hour
 	q.mu.Unlock()
-	began := func() bool {
-		q.mu.Lock()
-		defer q.mu.Unlock()
-		return q.dests["a.test"].batches[0].taken
-	}
-	for !began() {
-		time.Sleep(time.Millisecond)
-	}
+	begun(q, "a.test")
 	q.alive("a.test")
 	f.slow <- struct{}{} // now the attempt fails
 	f.wait(t, "the failure", func(got []delivery) bool { return len(got) == 1 })
