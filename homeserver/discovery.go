@@ -71,6 +71,7 @@ func (s *Server) getVersions(*httpapi.Call) (any, error) {
 			"org.matrix.msc3814":                             true,                              // dehydrated devices
 			"org.matrix.msc4155":                             true,                              // filters of invitations
 			"org.matrix.msc3874":                             true,                              // filters by relation
+			"org.matrix.msc2836":                             true,                              // relations by m.relationship
 			"org.matrix.msc4222":                             true,                              // state_after
 			"uk.tcpip.msc4133.stable":                        true,                              // profile fields
 			"com.beeper.msc4169":                             true,                              // redactions like other events

@@ -291,6 +291,9 @@ func (e *Event) derive() {
 			e.RelType, e.RelTo = t.Str, matrix.EventID(to.Str)
 		}
 	}
+	if e.RelType == "" && e.StateKey == nil {
+		e.RelType, e.RelTo = relationship(e.JSON)
+	}
 	if e.Type == spec.MRoomMember && isName(r[1].Str) {
 		e.Membership = r[1].Str
 	}

@@ -196,7 +196,7 @@ func (d *door) children(tx *sqldb.Tx, room matrix.RoomID, q query, read *history
 			} else {
 				hi = e.Pos - 1
 			}
-			if !read.Wants(e) {
+			if e.IsRelationship() || !read.Wants(e) {
 				continue
 			}
 			if len(list) == q.limit {
@@ -223,7 +223,7 @@ func (d *door) descendants(tx *sqldb.Tx, room matrix.RoomID, q query, read *hist
 		depth++
 		level = level[:0]
 		for _, e := range rows {
-			if seen[e.ID] {
+			if seen[e.ID] || e.IsRelationship() {
 				continue
 			}
 			seen[e.ID] = true

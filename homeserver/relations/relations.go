@@ -2,13 +2,16 @@
 // children, a room's threads, and bundles edits, references and thread summaries
 // with the events that clients read.
 //
-// It owns no tables; what an event relates to stands in its row, and two indexes
-// on package events' table are made here. The threads of a room that somebody
-// asks about are held in memory, kept true by the log.
+// What an event relates to stands in its row, and two indexes on package events'
+// table are made here. The threads of a room that somebody asks about are held in
+// memory, kept true by the log. Relations by the field m.relationship are a graph of
+// their own, which is walked over all servers of a room.
+//
+// Tables: relations_claims (what other servers say of events' children).
 //
 // Spec: client-server-api#forming-relationships-between-events,
 // client-server-api#threading, client-server-api#event-replacements,
-// client-server-api#reference-relations
+// client-server-api#reference-relations, MSC2836
 //
 // Invariants: events of ignored users are in no bundle; a redacted event relates
 // to nothing.

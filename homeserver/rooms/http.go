@@ -303,6 +303,9 @@ func eventAnswer(id matrix.EventID) httpapi.Raw {
 // thread, the same reaction twice.
 // Spec: client-server-api#validation-of-mthread-relationships, #avoiding-duplicate-annotations
 func (r *Rooms) checkRelation(ctx context.Context, d Draft) error {
+	if err := r.checkRelationship(ctx, d); err != nil {
+		return err
+	}
 	rel := gjson.GetBytes(d.Content, "m\\.relates_to")
 	typ, target := rel.Get("rel_type").Str, matrix.EventID(rel.Get("event_id").Str)
 	if target == "" || typ != "m.thread" && typ != "m.annotation" {
@@ -311,7 +314,7 @@ func (r *Rooms) checkRelation(ctx context.Context, d Draft) error {
 	return r.db.Read(ctx, func(tx *sqldb.Tx) error {
 		if typ == "m.thread" {
 			root, err := r.events.Get(tx, target)
-			if err == nil && root != nil && root.RelType != "" {
+			if err == nil && root != nil && root.RelType != "" && !root.IsRelationship() {
 				err = matrix.Unknown("a thread cannot begin at an event that relates to another")
 			}
 			return err
