@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
-	"time"
 
 	log "github.com/sirupsen/logrus"
 
@@ -325,19 +324,4 @@ func (s *Sites) Proposal(ctx context.Context, proposal string) (*Proposal, error
 		return nil, err
 	}
 	return &list[0], nil
-}
-
-// Await waits until a proposal is decided, or until the time is over; then it has no outcome yet.
-func (s *Sites) Await(ctx context.Context, proposal string, patience time.Duration) (*Proposal, error) {
-	for end := time.Now().Add(patience); ; {
-		p, err := s.Proposal(ctx, proposal)
-		if err != nil || p == nil || p.Outcome != nil || time.Now().After(end) {
-			return p, err
-		}
-		select {
-		case <-ctx.Done():
-			return p, nil
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }

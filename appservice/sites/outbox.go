@@ -194,7 +194,10 @@ func (e *engine) count1(ctx context.Context) error {
 	for _, row := range list {
 		if p := e.peerOf(row.name); p != nil {
 			p.outSeq = row.outSeq
-			p.key, p.offered = row.key, row.offered // an operator may have trusted another one
+			if p.key != row.key { // an operator trusts another one now: what was refused is asked for
+				p.key, p.offered, p.owed, p.want = row.key, row.offered, true, true
+				e.say(0)
+			}
 		}
 	}
 	return nil

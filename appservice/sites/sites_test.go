@@ -93,9 +93,9 @@ func TestASiteImportsItsOwnPeople(t *testing.T) {
 	if res.Applied || res.Proposal == nil {
 		t.Fatalf("the result is %+v", res)
 	}
-	pr, err := sc.svc.Sites().Await(t.Context(), res.Proposal.ID, 20*time.Second)
-	if err != nil || pr.Outcome == nil || pr.Outcome.Accepted != 2 || len(pr.Outcome.Refused) > 0 {
-		t.Fatalf("the decision is %s, %v", text(pr), err)
+	pr := sc.decided(res.Proposal.ID)
+	if pr.Outcome.Accepted != 2 || len(pr.Outcome.Refused) > 0 {
+		t.Fatalf("the decision is %s", text(pr))
 	}
 	c.same()
 	if p := sc.tree().Person("2003"); p == nil || p.Site != "四川" || p.Localpart == "" || sc.tree().Person("2002").MainPost().Unit != "sc" {
@@ -120,7 +120,7 @@ func TestASiteImportsItsOwnPeople(t *testing.T) {
 	if n := res.Plan.Count(org.PersonLeft); n != 1 || len(res.Plan.Changes) != 1 {
 		t.Fatalf("%d leave: %s", n, text(res.Plan.Changes))
 	}
-	if pr, _ = sc.svc.Sites().Await(t.Context(), res.Proposal.ID, 20*time.Second); pr.Outcome == nil || pr.Outcome.Accepted != 1 {
+	if pr = sc.decided(res.Proposal.ID); pr.Outcome.Accepted != 1 {
 		t.Fatalf("the decision is %s", text(pr))
 	}
 
@@ -135,8 +135,8 @@ func TestASiteImportsItsOwnPeople(t *testing.T) {
 	sc.start()
 	res = sc.imports(people(person("2003", "周小新", "cd"), person("2002", "赵大成", "sc"), double(person("2004", "吴", "cd"))), appservice.ImportOptions{})
 	head.hs.Heal()
-	pr, _ = sc.svc.Sites().Await(t.Context(), res.Proposal.ID, 30*time.Second)
-	if pr.Outcome == nil || pr.Outcome.Accepted != 1 || len(pr.Outcome.Refused) != 2 || pr.Outcome.Refused[0].Person != "2003" || pr.Outcome.Refused[1].Person != "2004" {
+	pr = sc.decided(res.Proposal.ID)
+	if pr.Outcome.Accepted != 1 || len(pr.Outcome.Refused) != 2 || pr.Outcome.Refused[0].Person != "2003" || pr.Outcome.Refused[1].Person != "2004" {
 		t.Fatalf("the decision is %s", text(pr))
 	}
 	c.same()

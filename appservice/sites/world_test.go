@@ -275,3 +275,17 @@ func (s *site) backup() (restore func()) {
 		}
 	}
 }
+
+// decided waits for the head office's decision on a proposal.
+func (s *site) decided(proposal string) *sites.Proposal {
+	s.t.Helper()
+	var p *sites.Proposal
+	eventually(s.t, "the head office decides", func() bool {
+		var err error
+		if p, err = s.svc.Sites().Proposal(s.t.Context(), proposal); err != nil || p == nil {
+			s.t.Fatal(p, err)
+		}
+		return p.Outcome != nil
+	})
+	return p
+}
