@@ -50,7 +50,7 @@ soak-small: ## three sites, one on PostgreSQL, for two minutes; part of the whol
 
 soak: ## sixteen sites and 7,000 people for TIME (20m); the report is bin/soak.md (docs/soak.md)
 	@mkdir -p bin
-	CARILLON_SOAK_SITES=$(or $(SITES),16) CARILLON_SOAK_PEOPLE=$(or $(PEOPLE),7000) CARILLON_SOAK_ROOMS=60 CARILLON_SOAK_RATE=20 \
+	CARILLON_SOAK_SITES=$(or $(SITES),16) CARILLON_SOAK_PEOPLE=$(or $(PEOPLE),7000) CARILLON_SOAK_ROOMS=60 CARILLON_SOAK_RATE=$(or $(RATE),12) \
 		CARILLON_SOAK_TIME=$(or $(TIME),20m) CARILLON_SOAK_PATIENCE=10m CARILLON_SOAK_REPORT=$(CURDIR)/bin/soak.md \
 		$(GO) test -tags $(TAGS) -count=1 -v -timeout 90m -run '^TestSoak$$' ./test/soak
 
