@@ -170,7 +170,7 @@ func TestReceiptsWaitForOthers(t *testing.T) {
 	if n := h.add(read(0, time.Second, "s03.test"), servers, now); n != 0 || len(h.ready(now, nil)) != 15 {
 		t.Errorf("the first waits for %d servers", n)
 	}
-	h.gone(h.ready(now, nil))
+	h.gone(h.ready(now, nil), now)
 	for i := 1; i <= 100; i++ {
 		h.add(read(i, time.Second, "s03.test"), servers, now)
 		h.add(read(i, time.Second, "s03.test"), servers, now) // again
@@ -187,7 +187,7 @@ func TestReceiptsWaitForOthers(t *testing.T) {
 	if w := h.wait(now.Add(time.Millisecond)); w != 0 { // the sender's server is due
 		t.Errorf("waits %v", w)
 	}
-	h.gone([]matrix.ServerName{"s03.test"})
+	h.gone([]matrix.ServerName{"s03.test"}, now)
 	if w := h.wait(now); w != 15*time.Second/receiptRate {
 		t.Errorf("waits %v", w)
 	}
@@ -195,13 +195,22 @@ func TestReceiptsWaitForOthers(t *testing.T) {
 	if len(rows) != 1 || strings.Count(string(rows[0].edu), "event_ids") != 100 || rows[0].from != 2 || rows[0].to != 101 {
 		t.Errorf("%d rows: %.200s", len(rows), rows[0].edu)
 	}
+	now = now.Add(15 * time.Second / receiptRate)
+	if n := len(h.ready(now, nil)); n != 14 {
+		t.Errorf("in time it goes to %d servers", n)
+	}
+	h.gone(h.ready(now, nil), now)
+	h.add(read(101, time.Second, ""), servers, now.Add(time.Millisecond))
+	if w := h.wait(now); w != 15*time.Second/receiptRate {
+		t.Errorf("after that the next waits %v", w)
+	}
 	many := make([]matrix.ServerName, 3000) // a minute's worth
 	for i := range many {
 		many[i] = matrix.ServerName(fmt.Sprintf("m%d.test", i))
 	}
 	h = newHolding("here.test")
 	h.add(read(0, time.Hour, ""), many, now)
-	h.gone(h.ready(now, nil))
+	h.gone(h.ready(now, nil), now)
 	h.add(read(1, time.Hour, ""), many, now)
 	if w := h.wait(now); w != oldWait {
 		t.Errorf("an old event's receipt waits %v", w)
@@ -219,7 +228,7 @@ func TestReceiptsWaitForOthers(t *testing.T) {
 	}
 	h = newHolding("here.test")
 	h.add(read(0, time.Hour, ""), many[:100], now)
-	h.gone(h.ready(now, nil))
+	h.gone(h.ready(now, nil), now)
 	for i := range heldReceipts + 1 {
 		h.add(read(i, time.Hour, ""), many[:100], now)
 	}

@@ -32,8 +32,14 @@ const (
 // holding is the receipts that wait, by server. The reader alone uses it.
 type holding struct {
 	own   matrix.ServerName
-	next  map[matrix.RoomID]time.Time // when a room may cause transactions again
+	paces map[matrix.RoomID]pace
 	lists map[matrix.ServerName]*heldList
+}
+
+// pace is when a room may cause transactions again, and how long it then has to wait.
+type pace struct {
+	next  time.Time
+	every time.Duration
 }
 
 type heldList struct {
@@ -50,7 +56,7 @@ type heldKey struct {
 }
 
 func newHolding(own matrix.ServerName) *holding {
-	return &holding{own: own, next: map[matrix.RoomID]time.Time{}, lists: map[matrix.ServerName]*heldList{}}
+	return &holding{own: own, paces: map[matrix.RoomID]pace{}, lists: map[matrix.ServerName]*heldList{}}
 }
 
 // add has a receipt wait for each of the servers of its room. It returns how many of them it has to wait for.
@@ -86,22 +92,23 @@ func (h *holding) due(x *receipts.Receipt, servers int, now time.Time) time.Time
 	if servers <= smallRoom {
 		return now
 	}
-	next := h.next[x.Room]
-	if !next.After(now) {
-		if len(h.next) >= pacedRooms {
-			clear(h.next) // each of them may go once too early
-		}
-		h.next[x.Room] = now.Add(time.Duration(servers) * time.Second / receiptRate)
+	p, known := h.paces[x.Room]
+	if !known && len(h.paces) >= pacedRooms {
+		clear(h.paces) // each of them may go once too early
+	}
+	p.every = time.Duration(servers) * time.Second / receiptRate
+	h.paces[x.Room] = p
+	if !p.next.After(now) {
 		return now
 	}
 	wait := oldWait
 	if now.Sub(time.UnixMilli(x.EventTS)) < young {
 		wait = youngWait
 	}
-	if last := now.Add(wait); next.After(last) {
+	if last := now.Add(wait); p.next.After(last) {
 		return last
 	}
-	return next
+	return p.next
 }
 
 // ready lists the servers whose receipts go now: those that are due, and those that something else goes to.
@@ -127,9 +134,15 @@ func (h *holding) rows(server matrix.ServerName) []row {
 	return receiptRows(server, list, l.from)
 }
 
-// gone forgets what waited for servers. The rooms are paced from now on.
-func (h *holding) gone(servers []matrix.ServerName) {
+// gone forgets what waited for servers, which goes now: its rooms have to wait from now on.
+func (h *holding) gone(servers []matrix.ServerName, now time.Time) {
 	for _, s := range servers {
+		for key := range h.lists[s].list {
+			if p, ok := h.paces[key.room]; ok {
+				p.next = now.Add(p.every)
+				h.paces[key.room] = p
+			}
+		}
 		delete(h.lists, s)
 	}
 }

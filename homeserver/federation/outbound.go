@@ -375,7 +375,7 @@ func (r *reader) store(ctx context.Context, list []entry, from, head stream.Pos)
 	})
 	if err == nil {
 		r.pos, r.from = head, first
-		r.held.gone(going)
+		r.held.gone(going, now)
 	}
 	return err
 }

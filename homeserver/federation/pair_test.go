@@ -306,7 +306,7 @@ func (s *server) texts(room matrix.RoomID) (out []string) {
 // until waits for something that another server brings about.
 func until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("%s: never happened", what)
