@@ -149,7 +149,8 @@ func (e *engine) find(ctx context.Context) (id.RoomID, error) {
 		"room_version": "12", "preset": "private_chat", "room_alias_name": e.aliasName(), "name": "Carillon: sites",
 		"creation_content": map[string]any{"type": roomType, "additional_creators": bots},
 		"initial_state": []map[string]any{
-			{"type": "m.room.history_visibility", "content": map[string]string{"history_visibility": "joined"}},
+			// With "joined", what is set while a bot is about to join could reach its server empty, keys too.
+			{"type": "m.room.history_visibility", "content": map[string]string{"history_visibility": "shared"}},
 			{"type": "m.room.guest_access", "content": map[string]string{"guest_access": "forbidden"}},
 		},
 		"power_level_content_override": map[string]any{
