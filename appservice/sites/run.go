@@ -266,13 +266,17 @@ func (e *engine) say(after time.Duration) {
 	}
 }
 
-// listen notes which sites have been seen typing.
+// listen notes which sites have been seen typing, and which have shown a key.
 func (e *engine) listen() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, p := range e.peers {
 		if typed := e.typed[p.site.Bot]; typed.After(p.heard) {
 			e.hear(p)
+		}
+		if e.shown[p.site.Bot] {
+			delete(e.shown, p.site.Bot)
+			p.learned = time.Time{}
 		}
 	}
 }
@@ -446,6 +450,10 @@ func (s *Sites) Event(ctx context.Context, ev *mxclient.Event) error {
 	case ev.Type == "m.room.member":
 		s.lookAgain.Store(true)
 		s.Wake()
+	case ev.Type == EventKey:
+		s.mu.Lock()
+		s.shown[id.UserID(ev.Sender)] = true
+		s.mu.Unlock()
 	case ev.Type == EventMessage && ev.StateKey == nil:
 		return s.store1(ctx, ev)
 	}

@@ -119,6 +119,7 @@ type Sites struct {
 	public  string // key of this site's service
 	lags    map[string]lag
 	typed   map[id.UserID]time.Time // when a bot was last seen typing
+	shown   map[id.UserID]bool      // bots that have shown a key since it was looked for
 	marks   map[string]org.Mark     // the tree that each site has
 	keys    map[string][2]string    // the key of each site that counts, and another one
 	granted map[string][]string     // delegated units by site, as the head office says
@@ -139,7 +140,7 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, store *org.Stor
 	}
 	s := &Sites{
 		db: db, mx: mx, store: store, opts: opts, wake: make(chan struct{}, 1), handlers: map[string]Handler{},
-		byName: map[string]Site{}, byServer: map[string]Site{}, lags: map[string]lag{}, typed: map[id.UserID]time.Time{},
+		byName: map[string]Site{}, byServer: map[string]Site{}, lags: map[string]lag{}, typed: map[id.UserID]time.Time{}, shown: map[id.UserID]bool{},
 		began: opts.Now(), marks: map[string]org.Mark{}, keys: map[string][2]string{}, granted: map[string][]string{},
 	}
 	if err := s.name(); err != nil {

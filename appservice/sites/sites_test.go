@@ -56,13 +56,11 @@ func TestTheTreeReachesAllSites(t *testing.T) {
 			return states == `["current","current","current"]`
 		})
 	}
+	t.Run("only the head office imports", func(t *testing.T) { onlyTheHeadOfficeImports(t, head, gd) })
+	t.Run("administrators see the sites", func(t *testing.T) { administratorsSeeTheSites(t, head) })
 }
 
-func TestOnlyTheHeadOfficeImports(t *testing.T) {
-	c := newCompany(t, "总部", "四川", "广东")
-	head, gd := c.sites[0], c.sites[2]
-	head.imports(small(), appservice.ImportOptions{})
-	c.same()
+func onlyTheHeadOfficeImports(t *testing.T, head, gd *site) {
 	_, err := gd.svc.Import(t.Context(), small(), appservice.ImportOptions{Actor: "test"})
 	if !errors.Is(err, sites.ErrNotHead) || !strings.Contains(err.Error(), "总部") || !strings.Contains(err.Error(), string(head.hs.Name)) {
 		t.Errorf("importing elsewhere: %v", err)
@@ -409,10 +407,7 @@ func TestWhatIsForgedIsRefused(t *testing.T) {
 	eventually(t, "the site goes on with the other key", func() bool { return len(sc.handled()) == 3 })
 }
 
-func TestWhoMaySeeTheSites(t *testing.T) {
-	c := newCompany(t, "总部", "四川")
-	head := c.sites[0]
-	head.imports(small(), appservice.ImportOptions{})
+func administratorsSeeTheSites(t *testing.T, head *site) {
 	u := head.hs.User("employee")
 	for _, call := range [][2]string{{"GET", "/sites"}, {"GET", "/sites/proposals/x"}, {"POST", "/sites/epoch"}, {"POST", "/sites/trust"}} {
 		for token, want := range map[string]int{"": 401, u.AccessToken: 403} {
@@ -466,6 +461,22 @@ func TestACompanyOfItsOwnIsNotReplaced(t *testing.T) {
 	c.same()
 	if p := sc.tree().Person("9001"); p == nil || p.Status != org.StatusLeft {
 		t.Errorf("the person is %s", text(p))
+	}
+}
+
+// BenchmarkMessages is about small messages between two sites: from the sender's transaction to the end of the
+// receiver's. It is bound by the two databases' commits.
+func BenchmarkMessages(b *testing.B) {
+	c := newCompany(b, "总部", "四川")
+	head, sc := c.sites[0], c.sites[1]
+	head.send("first", sc)
+	eventually(b, "the services speak", func() bool { return len(sc.handled()) == 1 })
+	b.ResetTimer()
+	for range b.N {
+		head.send("note", sc)
+	}
+	for len(sc.handled()) < b.N+1 {
+		time.Sleep(time.Millisecond)
 	}
 }
 

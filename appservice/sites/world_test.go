@@ -28,13 +28,13 @@ import (
 
 // company is several sites: a homeserver and a service each, that federate.
 type company struct {
-	t     *testing.T
+	t     testing.TB
 	sites []*site
 }
 
 // site is one of them.
 type site struct {
-	t    *testing.T
+	t    testing.TB
 	name string
 	hs   *hstest.Server
 	reg  *appservice.Registration
@@ -68,7 +68,7 @@ func (s *site) send(text string, to ...*site) {
 }
 
 // newCompany starts sites; the first is the head office. Units below the second one's unit "sc" are delegated to it.
-func newCompany(t *testing.T, names ...string) *company {
+func newCompany(t testing.TB, names ...string) *company {
 	t.Helper()
 	c := &company{t: t}
 	next := 0
@@ -192,7 +192,7 @@ func (s *site) imports(imp *org.Import, o appservice.ImportOptions) *appservice.
 func (s *site) tree() *org.Tree { return s.svc.Org().Tree() }
 
 // eventually waits for what the background brings about.
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
@@ -236,7 +236,7 @@ func text(v any) string {
 func jsonText(s string) json.RawMessage { return json.RawMessage(s) }
 
 // rekey makes a site's service forget its key, as if it had been set up anew.
-func rekey(t *testing.T, s *site) {
+func rekey(t testing.TB, s *site) {
 	t.Helper()
 	db, err := sqldb.Open(s.dsn)
 	if err != nil {
