@@ -20,7 +20,7 @@ export GOFLAGS := -buildvcs=false $(GOFLAGS)
 # Packages whose tests open a database run a second time on PostgreSQL.
 DB_TESTS = $$(grep -rlE --include='*_test.go' 'sqldbtest|hstest|CARILLON_TEST_POSTGRES' homeserver appservice bridges cmd test 2>/dev/null | xargs -r -n1 dirname | sort -u | sed 's,^,./,' | tr '\n' ' ')
 
-.PHONY: help build run test test-sqlite test-postgres soak soak-small race check fmt fuzz bench complement interop generate clean
+.PHONY: help build run provinces test test-sqlite test-postgres soak soak-small race check fmt fuzz bench complement interop generate clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ build: ## the binary, in bin/carillon
 
 run: build ## build and start everything with a demo company, data in ./data
 	./bin/carillon serve --demo --data $(DATA)
+
+provinces: ## one company over three sites on this machine (examples/provinces)
+	examples/provinces/run
 
 test: ## the whole suite on SQLite, then what uses a database on PostgreSQL, then a small soak
 	@test/pg/with-postgres true
