@@ -28,7 +28,7 @@ func publicKey(text string) ed25519.PublicKey {
 
 // takeAll takes what a site has sent, in order, until something has to wait.
 func (e *engine) takeAll(ctx context.Context, p *peer) {
-	for ctx.Err() == nil && !e.opts.Now().Before(p.stuck) {
+	for ctx.Err() == nil && !time.Now().Before(p.stuck) {
 		var n int64
 		var content string
 		err := e.db.Read(ctx, func(tx *sqldb.Tx) error { return tx.QueryRow(qIn, p.name).Scan(&n, &content) })
@@ -50,7 +50,7 @@ func (e *engine) takeAll(ctx context.Context, p *peer) {
 		case err != nil:
 			wait := min(idle<<min(p.tries, 6), time.Minute)
 			p.tries++
-			p.stuck = e.opts.Now().Add(wait)
+			p.stuck = time.Now().Add(wait)
 			if ctx.Err() == nil {
 				log.WithFields(log.Fields{"site": p.name, "again_in": wait}).WithError(err).Warn("a message of a site could not be handled; it is tried again")
 			}
@@ -104,7 +104,7 @@ func (e *engine) opened(ctx context.Context, p *peer, content []byte) (*packet, 
 	default:
 		return pk, nil
 	}
-	if now := e.opts.Now(); now.Sub(p.refused) > time.Minute {
+	if now := time.Now(); now.Sub(p.refused) > time.Minute {
 		p.refused = now
 		log.WithField("site", p.name).WithError(err).Warn("a message of a site is refused")
 	}
@@ -184,7 +184,7 @@ func (e *engine) known(ctx context.Context, p *peer, message string) (known bool
 func (e *engine) handleNext(ctx context.Context, p *peer, m *message) error {
 	gen, seq := p.inGen, p.inSeq+1
 	done := func(tx *sqldb.Tx) error {
-		if _, err := tx.Exec(qInsertHandled, p.name, m.ID, e.opts.Now().UnixMilli()); err != nil {
+		if _, err := tx.Exec(qInsertHandled, p.name, m.ID, time.Now().UnixMilli()); err != nil {
 			return err
 		}
 		_, err := tx.Exec(qSaveIn, p.name, gen, seq, m.ID)

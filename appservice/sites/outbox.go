@@ -52,8 +52,8 @@ func (e *engine) acked(ctx context.Context, p *peer, a ack) error {
 	if anew {
 		return e.renumber(ctx, p, max(p.outGen, a.Generation)+1)
 	}
-	if a.Want && !e.opts.Now().Before(p.resendAt) {
-		p.resendAt = e.opts.Now().Add(time.Second)
+	if a.Want && !time.Now().Before(p.resendAt) {
+		p.resendAt = time.Now().Add(time.Second)
 		p.sent, p.under = p.acked, nil
 	}
 	return nil
@@ -101,7 +101,7 @@ func (e *engine) forget(ctx context.Context, p *peer, a ack) error {
 	p.retries, p.window = 0, min(2*p.window, lastWindow)
 	p.retryAt = time.Time{}
 	if len(p.under) > 0 {
-		p.retryAt = e.opts.Now().Add(e.retryAfter())
+		p.retryAt = time.Now().Add(e.retryAfter())
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (e *engine) send(ctx context.Context) error {
 	if err := e.count1(ctx); err != nil {
 		return err
 	}
-	now := e.opts.Now()
+	now := time.Now()
 	for _, p := range e.peers {
 		if len(p.under) > 0 && !p.retryAt.IsZero() && !now.Before(p.retryAt) {
 			p.sent, p.under, p.window = p.acked, nil, 1
@@ -333,7 +333,7 @@ func (e *engine) sendPacket(ctx context.Context, group []*batch) error {
 	for _, p := range told {
 		p.owed, p.want = false, false
 	}
-	now := e.opts.Now()
+	now := time.Now()
 	for _, b := range group {
 		p := b.peer
 		p.sent, p.under = b.last, append(p.under, b.last)

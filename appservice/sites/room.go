@@ -115,7 +115,7 @@ const lookAgainAfter = 5 * time.Second
 
 // follows leaves the room for another one if the head office has made one and invites there.
 func (e *engine) follows(ctx context.Context) error {
-	now := e.opts.Now()
+	now := time.Now()
 	if e.own.Head || e.room == "" || !e.moved.Load() || now.Sub(e.resolved) < lookAgainAfter {
 		return nil
 	}
@@ -251,10 +251,10 @@ const relearn = 5 * time.Second
 
 // learn asks the room for a site's key. The first that is seen counts until an operator says otherwise.
 func (e *engine) learn(ctx context.Context, p *peer) error {
-	if e.opts.Now().Sub(p.learned) < relearn {
+	if time.Since(p.learned) < relearn {
 		return nil
 	}
-	p.learned = e.opts.Now()
+	p.learned = time.Now()
 	var c keyContent
 	err := e.mx.State(ctx, "", e.room, EventKey, string(p.site.Bot), &c)
 	if mxclient.IsCode(err, "M_NOT_FOUND") {

@@ -198,7 +198,7 @@ func (e *engine) start(ctx context.Context) error {
 
 // step does what is to be done now, and answers how long nothing will be.
 func (e *engine) step(ctx context.Context) time.Duration {
-	now := e.opts.Now()
+	now := time.Now()
 	if !now.Before(e.loopAt) {
 		e.loopAt = time.Time{}
 		if err := e.loopBack(ctx); err != nil {
@@ -260,7 +260,7 @@ func (e *engine) trouble(ctx context.Context, err error, what string) {
 
 // say has a packet sent soon, if only to tell what is known here.
 func (e *engine) say(after time.Duration) {
-	at := e.opts.Now().Add(after)
+	at := time.Now().Add(after)
 	if e.sayAt.IsZero() || at.Before(e.sayAt) {
 		e.sayAt = at
 	}
@@ -291,7 +291,7 @@ func (e *engine) tell() {
 
 // until is how long nothing is to be done. What is due already and was not done has failed, and waits for pausedTo.
 func (e *engine) until() time.Duration {
-	now := e.opts.Now()
+	now := time.Now()
 	wait := min(e.beatEvery(), time.Minute)
 	consider := func(at time.Time) {
 		if d := at.Sub(now); d > 0 && d < wait {
@@ -319,7 +319,7 @@ func (e *engine) until() time.Duration {
 
 // beat lets the others know that this site is there, by typing: nothing of it is kept anywhere.
 func (e *engine) beat(ctx context.Context) {
-	now := e.opts.Now()
+	now := time.Now()
 	if now.Before(e.beatAt) {
 		return
 	}
@@ -342,7 +342,7 @@ func (s *Sites) beatEvery() time.Duration {
 
 // hear notes that a site has been heard of. One that was silent is sent what waits for it.
 func (e *engine) hear(p *peer) {
-	now := e.opts.Now()
+	now := time.Now()
 	if now.Sub(p.heard) > 3*e.beatEvery() && len(p.under) > 0 {
 		p.retries, p.retryAt = 0, now
 	}
@@ -351,7 +351,7 @@ func (e *engine) hear(p *peer) {
 
 // tidy forgets what is no longer needed, once an hour.
 func (e *engine) tidy(ctx context.Context) {
-	now := e.opts.Now()
+	now := time.Now()
 	for _, p := range e.peers {
 		if p.heard.Sub(p.savedAt) > saveHeard {
 			e.saveHeard(ctx, p)
@@ -420,7 +420,7 @@ func (s *Sites) Typing(room id.RoomID, users []id.UserID) {
 		if u == s.own.Bot || !s.IsBot(u) {
 			continue
 		}
-		now := s.opts.Now()
+		now := time.Now()
 		if now.Sub(s.typed[u]) > 3*s.beatEvery() {
 			s.Wake() // something may have waited for it
 		}

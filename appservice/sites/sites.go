@@ -141,7 +141,7 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, store *org.Stor
 	s := &Sites{
 		db: db, mx: mx, store: store, opts: opts, wake: make(chan struct{}, 1), handlers: map[string]Handler{},
 		byName: map[string]Site{}, byServer: map[string]Site{}, lags: map[string]lag{}, typed: map[id.UserID]time.Time{}, shown: map[id.UserID]bool{},
-		began: opts.Now(), marks: map[string]org.Mark{}, keys: map[string][2]string{}, granted: map[string][]string{},
+		began: time.Now(), marks: map[string]org.Mark{}, keys: map[string][2]string{}, granted: map[string][]string{},
 	}
 	if err := s.name(); err != nil {
 		return nil, err
@@ -312,7 +312,7 @@ func (s *Sites) queue(tx *sqldb.Tx, to []Site, kind string, body any) (string, e
 		return "", fmt.Errorf("encoding a message to other sites: %w", err)
 	}
 	message := matrix.RandomString(20)
-	if _, err := tx.Exec(qInsertMessage, message, kind, string(b), s.opts.Now().UnixMilli()); err != nil {
+	if _, err := tx.Exec(qInsertMessage, message, kind, string(b), time.Now().UnixMilli()); err != nil {
 		return "", fmt.Errorf("keeping a message to other sites: %w", err)
 	}
 	for _, site := range to {
@@ -371,7 +371,7 @@ func (s *Sites) Lag(site Site) Lag {
 	if since.IsZero() {
 		since = s.began
 	}
-	switch silent := s.opts.Now().Sub(since); {
+	switch silent := time.Since(since); {
 	case silent > 3*s.beatEvery():
 		l.Behind = silent
 	case !l.oldest.IsZero():

@@ -45,7 +45,7 @@ func (e *engine) follow(ctx context.Context) error {
 	if head == nil {
 		return nil
 	}
-	now := e.opts.Now()
+	now := time.Now()
 	if e.offered != e.wantedFor { // another one than was asked for
 		e.wantedFor, e.wantedAt, e.asked = e.offered, time.Time{}, 0
 	}

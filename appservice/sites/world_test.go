@@ -214,8 +214,10 @@ func small() *org.Import {
 	return &org.Import{
 		HasUnits: true, HasPeople: true,
 		Units: []*org.Unit{
-			{ID: "hq", Name: "总部", Site: "总部"}, {ID: "sc", ParentID: "hq", Name: "四川", Site: "四川"},
-			{ID: "cd", ParentID: "sc", Name: "成都"}, {ID: "gd", ParentID: "hq", Name: "广东", Site: "广东"},
+			{ID: "hq", Name: "总部", Site: "总部"},
+			{ID: "sc", ParentID: "hq", Name: "四川", Site: "四川"},
+			{ID: "cd", ParentID: "sc", Name: "成都"},
+			{ID: "gd", ParentID: "hq", Name: "广东", Site: "广东"},
 		},
 		People: []*org.Person{
 			person("1001", "王总", "hq"), person("2001", "李川", "sc"), person("2002", "赵成", "cd"), person("3001", "陈广", "gd"),
