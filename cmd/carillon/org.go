@@ -23,6 +23,7 @@ type orgCmd struct {
 	Template  orgTemplateCmd  `cmd:"" help:"Write an empty company file to fill in."`
 	Tree      orgTreeCmd      `cmd:"" help:"Print the units with their managers."`
 	People    orgPeopleCmd    `cmd:"" help:"Print people, or find some."`
+	Directory orgDirectoryCmd `cmd:"" help:"Read the company from its LDAP directory now, or see how it stands."`
 	Sites     orgSitesCmd     `cmd:"" help:"Print how the company's sites stand."`
 	Reconcile orgReconcileCmd `cmd:"" help:"Make the rooms follow the company again."`
 	Generate  orgGenerateCmd  `cmd:"" help:"Write a made-up company of any size, for load tests."`
@@ -30,7 +31,7 @@ type orgCmd struct {
 
 // Help shows examples.
 func (orgCmd) Help() string {
-	return "Import, tree, people and reconcile speak to the running server, or open the data folder if none runs.\n\n" +
+	return "Import, directory, tree, people and reconcile speak to the running server, or open the data folder if none runs.\n\n" +
 		"Examples:\n  carillon org template --format xlsx -o company.xlsx\n  carillon org import company.xlsx --plan\n  carillon org import company.xlsx --passwords first-passwords.csv\n  carillon org tree"
 }
 
