@@ -73,6 +73,8 @@ func TestProblemsNameLineFieldAndMend(t *testing.T) {
 		{"listen", "server_name: a\ndata_dir: d\nlisten: 8008\n", 3, "listen", "not an address", "127.0.0.1:8008"},
 		{"room version", three + "homeserver:\n  default_room_version: 13\n", 5, "homeserver.default_room_version", "not a room version", "1 to 12"},
 		{"federation without TLS", three + "homeserver:\n  federation:\n    listen: :8448\n", 6, "homeserver.federation.listen", "TLS", "tls_cert"},
+		{"metrics for everybody", three + "homeserver:\n  metrics:\n    listen: :9008\n", 0, "homeserver.metrics.token", "everybody", "127.0.0.1"},
+		{"metrics nowhere", three + "homeserver:\n  metrics:\n    token: abc\n", 6, "homeserver.metrics.token", "nothing is shown", "listen"},
 		{"half a pair", three + "tls_cert: /dev/null\n", 0, "tls_key", "missing", "both or none"},
 		{"open but off", three + "homeserver:\n  registration:\n    open: true\n", 6, "homeserver.registration.open", "no effect", "enabled: true"},
 		{"turn without log-in", three + "homeserver:\n  turn:\n    uris: turn:a:1\n", 5, "homeserver.turn", "log-in", "shared_secret"},

@@ -70,6 +70,15 @@ type pduResult struct {
 
 // serveSend is PUT /send/{txnId}. Spec: put_matrixfederationv1sendtxnid
 func (f *Federation) serveSend(c *httpapi.Call) (any, error) {
+	answer, err := f.receive(c)
+	if err != nil {
+		f.meters().received.WithLabelValues("failed").Inc()
+	}
+	return answer, err
+}
+
+// receive takes a transaction in, once.
+func (f *Federation) receive(c *httpapi.Call) (any, error) {
 	var body struct {
 		PDUs *[]json.RawMessage `json:"pdus"`
 		EDUs []edu              `json:"edus"`
