@@ -41,14 +41,16 @@ type model struct {
 	// forks are the resolutions that took place, for the comparison with other ways.
 	forks  [][]stateMap
 	merged map[string]stateMap // their results
-	pdus   map[matrix.EventID]gomatrixserverlib.PDU
+	// odd is what of the last resolution the library is known to do otherwise.
+	odd  map[string]bool
+	pdus map[matrix.EventID]gomatrixserverlib.PDU
 }
 
 func newModel(version gomatrixserverlib.RoomVersion, algo gomatrixserverlib.StateResAlgorithm) *model {
 	return &model{
 		version: version, algo: algo, events: map[matrix.EventID]*events.Event{}, rejected: map[matrix.EventID]bool{},
 		before: map[matrix.EventID]stateMap{}, chains: map[matrix.EventID]map[matrix.EventID]bool{}, pdus: map[matrix.EventID]gomatrixserverlib.PDU{},
-		merged: map[string]stateMap{},
+		merged: map[string]stateMap{}, odd: map[string]bool{},
 	}
 }
 
@@ -263,12 +265,22 @@ func (m *model) fullChain(s stateMap) map[matrix.EventID]bool {
 	return out
 }
 
+// closed is a state with all that authorises it. What all states agree on, and what
+// authorises that, is in all of them: servers do not take it for conflicted.
+func (m *model) closed(s stateMap) map[matrix.EventID]bool {
+	out := m.fullChain(s)
+	for _, id := range s {
+		out[id] = true
+	}
+	return out
+}
+
 // fullConflicted is the conflicted events, the difference of the auth chains, and
 // since room version 12 what lies between conflicted events.
 func (m *model) fullConflicted(sets []stateMap, conflicted map[matrix.EventID]bool) map[matrix.EventID]bool {
 	full, count := map[matrix.EventID]bool{}, map[matrix.EventID]int{}
 	for _, s := range sets {
-		for id := range m.fullChain(s) {
+		for id := range m.closed(s) {
 			count[id]++
 		}
 	}
@@ -300,6 +312,7 @@ func (m *model) fullConflicted(sets []stateMap, conflicted map[matrix.EventID]bo
 func (m *model) resolveV2(sets []stateMap) stateMap {
 	agreed, conflicted := m.split(sets)
 	full := m.fullConflicted(sets, conflicted)
+	clear(m.odd)
 	power := map[matrix.EventID]bool{}
 	for id := range full {
 		if !m.isPower(m.events[id]) {
@@ -316,6 +329,16 @@ func (m *model) resolveV2(sets []stateMap) stateMap {
 	if m.algo == gomatrixserverlib.StateResV2 {
 		for k, id := range agreed {
 			r[k] = id
+		}
+	}
+	for id := range power {
+		for a := range m.chains[id] {
+			if power[a] {
+				m.odd["the order of power events of which one authorises another"] = true
+			}
+		}
+		if e := m.events[id]; len(power) > 1 && m.algo == gomatrixserverlib.StateResV2 && m.authOf(e, spec.MRoomPowerLevels) == nil && m.levelOf(e) > 0 {
+			m.odd["the level of a sender before there are levels"] = true
 		}
 	}
 	m.check(r, m.byPower(power))
@@ -422,11 +445,17 @@ func (m *model) byMainline(list []matrix.EventID, levels matrix.EventID) {
 		}
 	}
 	of := func(id matrix.EventID) int {
+		steps := 0
 		for e := m.events[id]; e != nil; e = m.authOf(e, spec.MRoomPowerLevels) {
 			if i, ok := place[e.ID]; ok {
+				if steps > 1 {
+					m.odd["how far it is to the mainline"] = true
+				}
 				return i
 			}
+			steps++
 		}
+		m.odd["the place of what has no mainline"] = true
 		return n
 	}
 	slices.SortFunc(list, func(a, b matrix.EventID) int {
@@ -444,19 +473,25 @@ func (m *model) check(r stateMap, list []matrix.EventID) {
 		if m.rejected[id] {
 			continue
 		}
-		var auth []*events.Event
+		var auth, itself []*events.Event
 		for _, k := range m.needed(e) {
 			if r[k] != "" {
-				auth = append(auth, m.events[r[k]])
+				auth, itself = append(auth, m.events[r[k]]), append(itself, m.events[r[k]])
 				continue
 			}
 			for _, a := range e.AuthEvents() {
 				if !m.rejected[a] && keyOf(m.events[a]) == k {
-					auth = append(auth, m.events[a])
+					auth, itself = append(auth, m.events[a]), append(itself, e)
 				}
 			}
 		}
-		if m.allowed(e, auth) {
+		allowed := m.allowed(e, auth)
+		if allowed != m.allowedByLibrary(e, auth) {
+			m.odd["rules of kept invitations and of notification levels"] = true
+		} else if allowed != m.allowedByLibrary(e, itself) {
+			m.odd["an event is judged by itself where the state has no entry"] = true
+		}
+		if allowed {
 			r[keyOf(e)] = id
 		}
 	}
