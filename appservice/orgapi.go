@@ -66,6 +66,7 @@ type postView struct {
 // the person and for administrators.
 type personView struct {
 	personRef
+	Site    string     `json:"site,omitempty"` // of the account
 	Email   string     `json:"email,omitempty"`
 	Mobile  string     `json:"mobile,omitempty"`
 	Status  org.Status `json:"status"`
@@ -123,7 +124,7 @@ func (v viewer) seesPrivate(p *org.Person) bool {
 func (v viewer) sees(p *org.Person) bool { return v.admin || p.Status != org.StatusLeft }
 
 func (s *Service) viewPerson(v viewer, p *org.Person) personView {
-	out := personView{personRef: s.ref(p), Email: p.Email, Status: p.Status, Admin: p.Admin, Posts: []postView{}}
+	out := personView{personRef: s.ref(p), Site: p.Site, Email: p.Email, Status: p.Status, Admin: p.Admin, Posts: []postView{}}
 	for _, post := range p.Posts {
 		pv := postView{Unit: post.Unit, Title: post.Title, Main: post.Main, Leader: post.Leader}
 		if u := v.tree.Unit(post.Unit); u != nil {
