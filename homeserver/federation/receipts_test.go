@@ -2,6 +2,7 @@ package federation_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
@@ -123,4 +124,41 @@ func TestReceiptsAfterALongOutage(t *testing.T) {
 	until(t, "nothing is owed", func() bool {
 		return a.count(`SELECT (SELECT count(*) FROM fed_queue) + (SELECT count(*) FROM fed_owed) + (SELECT count(*) FROM fed_destinations)`) == 0
 	})
+}
+
+// TestReceiptsBeforeTheirEvent: what many have read, and this server does not know yet, is kept until it comes.
+func TestReceiptsBeforeTheirEvent(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	a, b := pair(t)
+	room, alice, _ := joined(t, a, b, "12")
+	const people = 150
+	content := map[matrix.UserID]any{}
+	for i := range people {
+		u := a.user(fmt.Sprint("reader", i))
+		ok(t, a.rooms.Join(ctx, rooms.MemberChange{Room: room, Sender: u, Target: u}))
+		content[u] = nil
+	}
+	until(t, "all members", func() bool { return b.hub.MemberCount(room) == people+2 })
+	a.w.deafen(b)
+	said := a.send(room, alice, "not heard yet")
+	until(t, "the message is thought sent", func() bool { return a.count(`SELECT count(*) FROM fed_queue`) == 0 })
+	a.w.mu.Lock()
+	a.w.deaf[b.name] = false
+	a.w.mu.Unlock()
+	for u := range content {
+		content[u] = map[string]any{"event_ids": []matrix.EventID{said}, "data": map[string]any{"ts": 1}}
+	}
+	raw, err := json.Marshal(map[string]any{"origin": a.name, "origin_server_ts": 1, "pdus": []any{}, "edus": []any{
+		map[string]any{"edu_type": "m.receipt", "content": map[matrix.RoomID]any{room: map[string]any{"m.read": content}}},
+	}})
+	ok(t, err)
+	_, err = a.client.SendTransaction(ctx, b.name, "early", raw)
+	ok(t, err)
+	if n := b.readers(room, a.name, said); n != 0 {
+		t.Fatalf("%d have read what is not there", n)
+	}
+	_, err = b.rooms.Receive(ctx, a.name, a.pdu(said))
+	ok(t, err)
+	until(t, "all receipts", func() bool { return b.readers(room, a.name, said) == people })
 }

@@ -71,10 +71,11 @@ type Receipts struct {
 	mu    sync.RWMutex
 	inUse map[matrix.RoomID]*room
 
-	parkedMu sync.Mutex
-	parked   map[matrix.EventID][]*Receipt // of other servers, for events that have not arrived yet
-	arrived  []*Receipt                    // no more than was parked: their events are there
-	bell     chan struct{}                 // capacity one: full means that arrived will be looked at anyway
+	parkedMu    sync.Mutex
+	parked      map[matrix.EventID][]*Receipt // of other servers, for events that have not arrived yet
+	parkedCount int                           // receipts in parked
+	arrived     []*Receipt                    // no more than was parked: their events are there
+	bell        chan struct{}                 // capacity one: full means that arrived will be looked at anyway
 }
 
 //go:embed schema

@@ -11,8 +11,9 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 )
 
-// maxParked is how many events are waited for on behalf of other servers.
-const maxParked = 1000
+// maxParked is how many receipts of other servers wait for their events: what
+// everybody of a large company says of one message, and more.
+const maxParked = 50_000
 
 // maxArrived is how many receipts whose event has come wait to be stored; more
 // are dropped, as newer ones follow.
@@ -77,13 +78,16 @@ func isNotFound(err error) bool {
 
 func (r *Receipts) park(x *Receipt) {
 	r.parkedMu.Lock()
-	defer r.parkedMu.Unlock()
-	if len(r.parked) >= maxParked {
+	if r.parkedCount >= maxParked {
 		clear(r.parked) // they are old: receipts move on
+		r.parkedCount = 0
 		log.Debug("dropped receipts of other servers for events that never arrived")
 	}
-	if len(r.parked[x.Event]) < 100 {
-		r.parked[x.Event] = append(r.parked[x.Event], x)
+	r.parked[x.Event] = append(r.parked[x.Event], x)
+	r.parkedCount++
+	r.parkedMu.Unlock()
+	if _, ok := r.places.kept(x.Event); ok { // it has come since it was looked for
+		r.arrivedEvent(x.Event)
 	}
 }
 
@@ -92,6 +96,7 @@ func (r *Receipts) arrivedEvent(id matrix.EventID) {
 	r.parkedMu.Lock()
 	list := r.parked[id]
 	delete(r.parked, id)
+	r.parkedCount -= len(list)
 	if list != nil && len(r.arrived) < maxArrived {
 		r.arrived = append(r.arrived, list...)
 	}
