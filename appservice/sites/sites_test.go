@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -461,6 +462,73 @@ func TestACompanyOfItsOwnIsNotReplaced(t *testing.T) {
 	c.same()
 	if p := sc.tree().Person("9001"); p == nil || p.Status != org.StatusLeft {
 		t.Errorf("the person is %s", text(p))
+	}
+}
+
+// TestWhateverHappens has three sites talk while links are cut and services stopped at random: in the end each message
+// was handled once, in the order of its sender, and all have one organisation.
+func TestWhateverHappens(t *testing.T) {
+	seed := time.Now().UnixNano()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // a test
+	c := newCompany(t, "总部", "四川", "广东")
+	head := c.sites[0]
+	want := map[*site]map[string][]string{} // by receiver and sender
+	for _, s := range c.sites {
+		want[s] = map[string][]string{}
+	}
+	down := map[*site]bool{}
+	for i := range 120 {
+		s := c.sites[rng.IntN(3)]
+		switch n := rng.IntN(20); {
+		case n == 0 && !down[s]:
+			s.end()
+			down[s] = true
+		case n <= 2 && down[s]:
+			s.start()
+			down[s] = false
+		case n == 3:
+			s.hs.Cut()
+		case n == 4:
+			s.hs.Heal()
+		case n == 5 && !down[head]:
+			imp := small()
+			imp.People[rng.IntN(4)].Name = fmt.Sprint("名", i)
+			head.imports(imp, appservice.ImportOptions{})
+		case n == 6:
+			time.Sleep(100 * time.Millisecond)
+		case !down[s]:
+			to := slices.DeleteFunc(slices.Clone(c.sites), func(*site) bool { return rng.IntN(3) == 0 })
+			note := fmt.Sprint(i)
+			s.send(note, to...)
+			for _, o := range to {
+				want[o][s.name] = append(want[o][s.name], s.name+" "+note)
+			}
+		}
+	}
+	for _, s := range c.sites {
+		s.hs.Heal()
+		if down[s] {
+			s.start()
+		}
+	}
+	head.imports(small(), appservice.ImportOptions{})
+	c.same()
+	for _, s := range c.sites {
+		for _, from := range c.sites {
+			got := func() (list []string) {
+				for _, note := range s.handled() {
+					if strings.HasPrefix(note, from.name+" ") {
+						list = append(list, note)
+					}
+				}
+				return list
+			}
+			eventually(t, s.name+" has handled what "+from.name+" has sent", func() bool { return len(got()) >= len(want[s][from.name]) })
+			if list := got(); !slices.Equal(list, want[s][from.name]) {
+				t.Errorf("%s has handled of %s %q, want %q", s.name, from.name, list, want[s][from.name])
+			}
+		}
 	}
 }
 
