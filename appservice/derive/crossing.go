@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	log "github.com/sirupsen/logrus"
@@ -506,14 +505,7 @@ func (x *run) takeOver(ctx context.Context, row *roomRow) error {
 			}
 		}
 	}
-	var others []string
-	for _, bot := range r.otherBots() {
-		if slices.Contains(strings.Fields(row.creators), bot) {
-			others = append(others, bot)
-		}
-	}
 	row.home, row.name, row.power, row.rules, row.parent, row.ord = "", "", "", "?", "", ""
-	row.creators = strings.Join(others, " ")
 	x.mu.Lock()
 	x.adopted[row.key] = true
 	changes := r.compare(*row, joined, nil, x.members, x.wanted(row.key), x.hasLeft)

@@ -130,6 +130,7 @@ type Reconciler struct {
 	doubt  map[string]bool      // persons whose DING room may exist without a record
 
 	last     *wish                   // of the last run
+	began    time.Time               // when other sites were first waited for
 	entered  map[string]time.Time    // rooms of other sites that the bot has joined, and when
 	unwanted map[memberKey]time.Time // others' people and bots who should not be in our rooms, since when
 

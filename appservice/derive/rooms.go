@@ -87,9 +87,17 @@ func (x *run) roomsPhase(ctx context.Context) error {
 	var levels [][]*want
 	var settle []*want
 	missing := 0
+	unheard, err := x.unheard(ctx)
+	if err != nil {
+		return err
+	}
 	for _, w := range x.wish.rooms {
 		row, ok := x.r.row(w.key)
 		if x.elsewhere(w, row, ok) {
+			continue
+		}
+		if unheard && !ok && !ofHead(w.key) {
+			x.later(time.Second)
 			continue
 		}
 		if !ok {
@@ -188,7 +196,10 @@ func (x *run) create(ctx context.Context, w *want) error {
 		company = row.room // none yet where another site makes it: the rules are set again then
 	}
 	bots := r.otherBots()
-	made := roomRow{creators: strings.Join(bots, " "), rules: r.rules(w), inside: true}
+	made := roomRow{rules: r.rules(w), inside: true}
+	if len(bots) > 0 {
+		made.creators = strings.Join(append(bots, string(r.mx.BotID())), " ")
+	}
 	made.power = r.power(w, &made)
 	history := r.opts.UnitHistory
 	if !w.gated || w.space {

@@ -40,8 +40,9 @@ const maxAnnounced = 500
 
 const (
 	qToldRooms = `UPDATE as_rooms SET told = TRUE WHERE room_key = $1`
-	qToldSites = `SELECT site FROM as_sites_told`
-	qToldSite  = `INSERT INTO as_sites_told (site, told_at) VALUES ($1, $2) ON CONFLICT (site) DO NOTHING`
+	qToldSites = `SELECT site, told_at, heard_at FROM as_sites_told`
+	qToldSite  = `INSERT INTO as_sites_told (site, told_at, heard_at) VALUES ($1, $2, 0) ON CONFLICT (site) DO UPDATE SET told_at = excluded.told_at`
+	qHeardSite = `INSERT INTO as_sites_told (site, told_at, heard_at) VALUES ($1, 0, $2) ON CONFLICT (site) DO UPDATE SET heard_at = excluded.heard_at`
 	qAnnounced = `SELECT room_key, site, room_id, alias, creators, closed FROM as_room_announced ORDER BY room_key, site`
 	qAnnounce  = `INSERT INTO as_room_announced (room_key, site, room_id, alias, creators, closed) VALUES ($1, $2, $3, $4, $5, $6)
 		ON CONFLICT (room_key, site) DO UPDATE SET room_id = excluded.room_id, alias = excluded.alias, creators = excluded.creators, closed = excluded.closed`
@@ -150,13 +151,21 @@ func (r *Reconciler) rules(w *want) string {
 	return mark
 }
 
+// creatorsOf are the bots that made a room; those of a company of one site were made by its own.
+func (r *Reconciler) creatorsOf(row *roomRow) string {
+	return cmp.Or(row.creators, string(r.mx.BotID()))
+}
+
 // power is the content of a room's power levels: those of the tree, and 100 for the bots of sites that came after the
 // room was made.
 func (r *Reconciler) power(w *want, row *roomRow) string {
 	var late []string
-	for _, bot := range r.otherBots() {
-		if !slices.Contains(strings.Fields(row.creators), bot) {
-			late = append(late, bot)
+	if r.many() {
+		creators := strings.Fields(r.creatorsOf(row))
+		for _, s := range r.opts.Sites.All() {
+			if !slices.Contains(creators, string(s.Bot)) {
+				late = append(late, string(s.Bot))
+			}
 		}
 	}
 	if len(late) == 0 {
@@ -179,7 +188,7 @@ func (r *Reconciler) power(w *want, row *roomRow) string {
 func (r *Reconciler) listen() {
 	r.opts.Sites.Handle(kindRooms, r.takeRooms)
 	r.opts.Sites.Handle(kindAsk, func(_ context.Context, tx *sqldb.Tx, from sites.Site, _ json.RawMessage) error {
-		return r.tell(tx, []sites.Site{from}, r.ownRooms(false))
+		return r.tell(tx, []sites.Site{from}, r.ownRooms(false), true)
 	})
 }
 
@@ -187,12 +196,13 @@ func (r *Reconciler) listen() {
 func (r *Reconciler) takeRooms(ctx context.Context, tx *sqldb.Tx, from sites.Site, body json.RawMessage) error {
 	var msg struct {
 		Rooms []announced `json:"rooms"`
+		All   bool        `json:"all"`
 	}
 	if err := json.Unmarshal(body, &msg); err != nil {
 		return sites.Refuse(fmt.Errorf("reading rooms: %w", err))
 	}
 	for _, a := range msg.Rooms {
-		if !from.Head && !strings.HasPrefix(a.Key, "unit:") && !strings.HasPrefix(a.Key, "space:") {
+		if !from.Head && ofHead(a.Key) {
 			return sites.Refuse(errors.New("a room that the head office looks after"))
 		}
 		if a.Key == "" || len(a.Key) > 255 || len(a.Room) > 255 || len(a.Alias) > 255 || len(a.Creators) > 1<<15 || !strings.HasPrefix(string(a.Room), "!") {
@@ -202,8 +212,18 @@ func (r *Reconciler) takeRooms(ctx context.Context, tx *sqldb.Tx, from sites.Sit
 			return err
 		}
 	}
+	if msg.All {
+		if _, err := tx.Exec(qHeardSite, from.Name, r.now()); err != nil {
+			return err
+		}
+	}
 	sites.After(ctx, r.wake)
 	return nil
+}
+
+// ofHead reports whether a room is one of those that the head office looks after, whatever the units.
+func ofHead(key string) bool {
+	return !strings.HasPrefix(key, "unit:") && !strings.HasPrefix(key, "space:")
 }
 
 func (r *Reconciler) wake() {
@@ -219,23 +239,73 @@ func (r *Reconciler) ownRooms(fresh bool) []announced {
 	var out []announced
 	for _, row := range r.rooms {
 		if row.home == "" && (!fresh || !row.told) && !strings.HasPrefix(row.key, movedKey) {
-			out = append(out, announced{Key: row.key, Room: row.room, Alias: row.alias, Creators: strings.TrimSpace(row.creators + " " + string(r.mx.BotID())), Closed: row.closed})
+			out = append(out, announced{Key: row.key, Room: row.room, Alias: row.alias, Creators: r.creatorsOf(&row), Closed: row.closed})
 		}
 	}
 	slices.SortFunc(out, func(a, b announced) int { return cmp.Compare(a.Key, b.Key) })
 	return out
 }
 
-// tell sends rooms to other sites.
-func (r *Reconciler) tell(tx *sqldb.Tx, to []sites.Site, rooms []announced) error {
-	for len(rooms) > 0 {
+// tell sends rooms to other sites. all says, with the last of them, that these are all rooms of this one.
+func (r *Reconciler) tell(tx *sqldb.Tx, to []sites.Site, rooms []announced, all bool) error {
+	for len(rooms) > 0 || all {
 		n := min(len(rooms), maxAnnounced)
-		if err := r.opts.Sites.Send(tx, to, kindRooms, map[string]any{"rooms": rooms[:n]}); err != nil {
+		last := all && n == len(rooms)
+		if err := r.opts.Sites.Send(tx, to, kindRooms, map[string]any{"rooms": rooms[:n], "all": last}); err != nil {
 			return err
 		}
 		rooms = rooms[n:]
+		if last {
+			return nil
+		}
 	}
 	return nil
+}
+
+// firstWords is for how long a site that begins makes no rooms of units while others have not told which there are: a unit
+// may have come from one of them with its room. A site that is away is not waited for longer.
+const firstWords = 20 * time.Second
+
+// unheard reports whether sites that have not told of their rooms yet are waited for.
+func (x *run) unheard(ctx context.Context) (bool, error) {
+	r := x.r
+	if !r.many() {
+		return false, nil
+	}
+	_, heard, err := r.readTold(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, s := range r.opts.Sites.Others() {
+		if heard[s.Name] {
+			continue
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.began.IsZero() {
+			r.began = r.opts.Now()
+		}
+		return r.opts.Now().Sub(r.began) < firstWords, nil
+	}
+	return false, nil
+}
+
+func (r *Reconciler) readTold(ctx context.Context) (told, heard map[string]bool, err error) {
+	told, heard = map[string]bool{}, map[string]bool{}
+	err = r.db.Read(ctx, func(tx *sqldb.Tx) error {
+		_, err := sqldb.Select(tx, func(rows *sqldb.Rows) (struct{}, error) {
+			var site string
+			var toldAt, heardAt int64
+			err := rows.Scan(&site, &toldAt, &heardAt)
+			told[site], heard[site] = toldAt != 0, heardAt != 0
+			return struct{}{}, err
+		}, qToldSites)
+		return err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading which sites know the rooms: %w", err)
+	}
+	return told, heard, nil
 }
 
 // tellRooms makes the other sites know the rooms of this one: new sites all of them, the others what has changed.
@@ -243,16 +313,9 @@ func (r *Reconciler) tellRooms(ctx context.Context) error {
 	if !r.many() {
 		return nil
 	}
-	told := map[string]bool{}
-	err := r.db.Read(ctx, func(tx *sqldb.Tx) error {
-		list, err := sqldb.Select(tx, func(rows *sqldb.Rows) (s string, err error) { err = rows.Scan(&s); return s, err }, qToldSites)
-		for _, s := range list {
-			told[s] = true
-		}
-		return err
-	})
+	told, _, err := r.readTold(ctx)
 	if err != nil {
-		return fmt.Errorf("reading which sites know the rooms: %w", err)
+		return err
 	}
 	var known, strange []sites.Site
 	for _, s := range r.opts.Sites.Others() {
@@ -268,7 +331,7 @@ func (r *Reconciler) tellRooms(ctx context.Context) error {
 	}
 	err = r.db.Write(ctx, func(tx *sqldb.Tx) error {
 		for _, s := range strange {
-			if err := r.tell(tx, []sites.Site{s}, r.ownRooms(false)); err != nil {
+			if err := r.tell(tx, []sites.Site{s}, r.ownRooms(false), true); err != nil {
 				return err
 			}
 			if err := r.opts.Sites.Send(tx, []sites.Site{s}, kindAsk, struct{}{}); err != nil {
@@ -278,7 +341,7 @@ func (r *Reconciler) tellRooms(ctx context.Context) error {
 				return err
 			}
 		}
-		if err := r.tell(tx, known, fresh); err != nil {
+		if err := r.tell(tx, known, fresh, false); err != nil {
 			return err
 		}
 		for _, a := range fresh {

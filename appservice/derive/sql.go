@@ -42,7 +42,7 @@ type roomRow struct {
 	closed bool
 
 	home     string // site that looks after the room, "" for this one; of a foreign room, parent and ord are what its space here was told
-	creators string // bots beside the own that made it
+	creators string // bots that made it, separated by spaces; "" for the own alone
 	rules    string // mark of the join rules
 	inside   bool   // the own bot is in it
 	told     bool   // the other sites know it as it is

@@ -1,5 +1,5 @@
--- Several sites. home is the site that looks after a room, '' for this one; creators are the bots that made it beside the
--- own one; rules is whom its join rules name; inside tells whether this site's bot is in it; told, whether the other
+-- Several sites. home is the site that looks after a room, '' for this one; creators are the bots that made it, '' for
+-- the own alone; rules is whom its join rules name; inside tells whether this site's bot is in it; told, whether the other
 -- sites know it as it is.
 ALTER TABLE as_rooms ADD COLUMN home TEXT NOT NULL DEFAULT '';
 ALTER TABLE as_rooms ADD COLUMN creators TEXT NOT NULL DEFAULT '';
@@ -32,8 +32,9 @@ CREATE TABLE as_invitations (
     created_at BIGINT NOT NULL,
     PRIMARY KEY (room_id, user_id)
 );
--- The sites that have been told all rooms once.
+-- The sites that have been told all rooms once, and those that have told all of theirs.
 CREATE TABLE as_sites_told (
     site       TEXT PRIMARY KEY,
-    told_at    BIGINT NOT NULL
+    told_at    BIGINT NOT NULL,
+    heard_at   BIGINT NOT NULL
 );
