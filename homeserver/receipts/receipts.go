@@ -10,7 +10,8 @@
 //
 // Spec: client-server-api#receipts, client-server-api#read-and-unread-markers
 //
-// Invariants: a receipt never moves back; a private receipt is shown to its own
+// Invariants: a receipt of a local user never moves back, one of another server's
+// user never to an earlier time; a private receipt is shown to its own
 // user alone and never leaves the server.
 package receipts
 
@@ -56,6 +57,8 @@ type Receipt struct {
 	// the event's time in milliseconds.
 	Author  matrix.ServerName
 	EventTS int64
+
+	far bool // came from another server
 }
 
 // Receipts is the module.
@@ -166,7 +169,11 @@ func (r *Receipts) store(ctx context.Context, list []*Receipt) error {
 		for i, x := range fresh {
 			c := *x
 			c.Pos = first + stream.Pos(i)
-			n, err := tx.Exec(qUpsert, string(c.Room), string(c.User), c.Type, c.Thread, string(c.Event), int64(c.EventPos), c.TS, int64(c.Pos))
+			upsert := qUpsert
+			if c.far {
+				upsert = qUpsertFar
+			}
+			n, err := tx.Exec(upsert, string(c.Room), string(c.User), c.Type, c.Thread, string(c.Event), int64(c.EventPos), c.TS, int64(c.Pos))
 			if err != nil {
 				return nil, err
 			}

@@ -237,6 +237,29 @@ func TestReceive(t *testing.T) {
 	}
 }
 
+// Two servers may have the same events in different orders: what counts of another server's user is what that server
+// says last, whatever comes first here.
+func TestOtherOrderElsewhere(t *testing.T) {
+	f := open(t, sqldbtest.Open(t))
+	room := f.Room(alice, bob)
+	one, two := f.Say(room, alice, "one"), f.Say(room, alice, "two")
+	tell := func(id matrix.EventID, ts int) {
+		t.Helper()
+		edu := fmt.Sprintf(`{%q: {"m.read": {%q: {"event_ids": [%q], "data": {"ts": %d}}}}}`, room, bob, id, ts)
+		if err := f.r.Receive(f.Ctx, here, json.RawMessage(edu)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, c := range []struct {
+		id, want matrix.EventID
+		ts       int
+	}{{two, two, 1000}, {one, one, 2000}, {two, one, 1500}, {two, two, 2000}} {
+		if tell(c.id, c.ts); !strings.Contains(f.content(alice, room, 0), string(c.want)) {
+			t.Errorf("after receipt %d: %s, want %s", i, f.content(alice, room, 0), c.want)
+		}
+	}
+}
+
 // Readers that ask while receipts come see each change once, at most.
 func TestConcurrent(t *testing.T) {
 	f := open(t, sqldbtest.Open(t))

@@ -43,7 +43,7 @@ func (r *Receipts) Receive(ctx context.Context, origin matrix.ServerName, edu js
 				continue
 			}
 			list = append(list, &Receipt{
-				Room: room, User: user, Type: Read, Event: x.Events[0], Thread: x.Data.Thread, TS: min(x.Data.TS, now),
+				Room: room, User: user, Type: Read, Event: x.Events[0], Thread: x.Data.Thread, TS: min(x.Data.TS, now), far: true,
 			})
 		}
 	}

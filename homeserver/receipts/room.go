@@ -171,7 +171,7 @@ func (rm *room) behind(x *Receipt) bool {
 	if u := rm.users[x.User]; u != nil {
 		for _, o := range u.list {
 			if o.Type == x.Type && o.Thread == x.Thread {
-				return x.EventPos <= o.EventPos
+				return x.EventPos <= o.EventPos && !x.far || x.far && (x.TS < o.TS || x.TS == o.TS && x.EventPos <= o.EventPos)
 			}
 		}
 	}

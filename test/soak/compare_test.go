@@ -27,6 +27,7 @@ func (s *soak) settle() {
 		}
 	})
 	s.everywhere(s.drained)
+	s.everywhere(s.awaitReceipts)
 	s.times.settled = time.Since(began)
 	s.step("nothing waits to be sent after %s", s.times.settled.Round(100*time.Millisecond))
 }
@@ -40,6 +41,44 @@ func (s *soak) drained(st *site) error {
 		}
 		if time.Now().After(end) {
 			return errors.Join(err, fmt.Errorf("things still wait to be sent: %s", waits))
+		}
+	}
+}
+
+const receiptFilter = `{"presence":{"types":[]},"account_data":{"types":[]},"room":{"timeline":{"limit":1},"state":{"types":[]},"ephemeral":{"types":["m.receipt"]},"account_data":{"types":[]}}}`
+
+// awaitReceipts waits until a client of a site sees everybody's last receipts. Servers may hold receipts back for a
+// while, so they come later than what waits in the queues.
+func (s *soak) awaitReceipts(st *site) error {
+	for end := time.Now().Add(s.o.patience); ; time.Sleep(500 * time.Millisecond) {
+		status, answer, err := s.people[st.n][0].do("GET", "/sync?filter="+url.QueryEscape(receiptFilter), nil)
+		if err != nil || status != http.StatusOK {
+			return errors.Join(err, fmt.Errorf("sync: %d %s", status, answer[:min(len(answer), 500)]))
+		}
+		missing, example := 0, ""
+		rooms := gjson.ParseBytes(answer).Get("rooms.join").Map()
+		for _, r := range s.roomsOf(st.n) {
+			has := map[string]string{}
+			rooms[r.id].Get("ephemeral.events.0.content").ForEach(func(event, types gjson.Result) bool {
+				for user := range types.Get("m\\.read").Map() {
+					has[user] = event.Str
+				}
+				return true
+			})
+			for _, n := range r.sites {
+				for _, p := range s.steady(r, n) {
+					if has[p.id] != r.newest.id {
+						missing++
+						example = fmt.Sprintf("%s in %s is at %q, not at %s", p.id, r.id, has[p.id], r.newest.id)
+					}
+				}
+			}
+		}
+		if missing == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d receipts have not arrived: %s", missing, example)
 		}
 	}
 }

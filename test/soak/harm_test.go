@@ -189,7 +189,9 @@ func (s *soak) await(p *person, r *room, m *message) {
 			return
 		}
 		if time.Now().After(end) {
-			s.t.Errorf("site %d does not know %s of %s: %d %s %v", p.site.n, m.id, r.id, status, answer, err)
+			waits, _ := s.waiting(m.by.site)
+			s.t.Errorf("site %d does not know %s of %s, which %s sent: %d %s %v; what waits at the sender's: %s\nthe end of its log:\n%s",
+				p.site.n, m.id, r.id, m.by.id, status, answer, err, waits, p.site.tail())
 			return
 		}
 	}
