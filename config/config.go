@@ -262,7 +262,7 @@ type RTC struct {
 
 // SFU is a LiveKit server.
 type SFU struct {
-	URL    string `yaml:"url" doc:"Where clients connect, such as wss://sfu.example.org. The server takes API calls there, too."`
+	URL    string `yaml:"url" doc:"Where clients connect, such as wss://sfu.example.org. The server takes API calls there, too. In its own configuration room.auto_create should be off, and webhook.urls may name this server's /_matrix/client/v1/rtc/livekit/sfu_webhook, so that who drops out of a call is seen to have left it at once."`
 	Key    string `yaml:"api_key" doc:"Name of a key of the LiveKit server's configuration."`
 	Secret Secret `yaml:"api_secret" doc:"That key's secret, of at least 32 characters."`
 }

@@ -81,7 +81,7 @@ func (s *Server) calls(ctx context.Context, fed *federation.Federation, remote *
 	o := &s.opts
 	lo := livekit.Options{
 		Server: o.ServerName, URL: o.Realtime.LiveKitURL, Key: o.Realtime.LiveKitKey, Secret: o.Realtime.LiveKitSecret,
-		Whose: fed.OpenIDUser, Now: o.Now,
+		Whose: fed.OpenIDUser, Delays: s.delayed, Now: o.Now,
 	}
 	if o.Federation.Enabled {
 		lo.Ask = func(ctx context.Context, server matrix.ServerName, body any) (t livekit.Ticket, err error) {
@@ -94,6 +94,7 @@ func (s *Server) calls(ctx context.Context, fed *federation.Federation, remote *
 		return err
 	}
 	s.api.Add(k.Routes()...)
+	s.runs = append(s.runs, run{"participants of calls", k.Run})
 	return nil
 }
 

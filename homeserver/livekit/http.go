@@ -31,7 +31,10 @@ func (k *LiveKit) Routes() []httpapi.Route {
 	}
 	return []httpapi.Route{
 		post(Base+"/get_token", httpapi.AuthOptional, k.postToken),
+		post(Base+"/delegate_delayed_leave", httpapi.AuthOptional, k.postLeave),
 		post(Base+"/sfu/get", httpapi.AuthNone, k.postOld), // compat
+		// Not limited: the media server tells of everybody who comes and goes.
+		{Method: http.MethodPost, Path: Base + "/sfu_webhook", MaxBody: maxBody, Handler: k.postHook},
 		post("/_matrix/federation/v1/rtc/livekit/get_token", httpapi.AuthServer, k.postServer),
 	}
 }

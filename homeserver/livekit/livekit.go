@@ -9,7 +9,10 @@
 // Clients of today know a service beside the homeserver, which they show a token
 // of OpenID; the same addresses answer them, so no such service has to be run.
 //
-// Tables: livekit_secret. Spec: MSC4195, MSC4143, docs.livekit.io (tokens, RoomService).
+// A client may leave its delayed event to this server: it is put off while the media
+// server says that the participant is there, and sent when he is gone. (MSC4140)
+//
+// Tables: livekit_secret, livekit_leaves. Spec: MSC4195, MSC4143, docs.livekit.io (tokens, RoomService).
 //
 // Invariants: a token is given for rooms only that its user is joined to at that
 // moment, as far as this server knows; it names one room and one participant, and
@@ -35,6 +38,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
 
+	"github.com/carillon-chat/carillon/homeserver/delayed"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
@@ -72,7 +76,9 @@ type Options struct {
 	Ask func(ctx context.Context, server matrix.ServerName, body any) (Ticket, error)
 	// Whose finds the user of a token of OpenID, at the server that has given it.
 	Whose func(ctx context.Context, server matrix.ServerName, token string) (matrix.UserID, error)
-	Now   matrix.Now
+	// Delays are the events that users have scheduled.
+	Delays *delayed.Delayed
+	Now    matrix.Now
 }
 
 // Ticket is what a client needs to connect.
@@ -84,9 +90,11 @@ type Ticket struct {
 // LiveKit is the module.
 type LiveKit struct {
 	o      Options
+	db     *sqldb.DB
 	rooms  *rooms.Rooms
-	signer jose.Signer // nil: there is no media server
-	api    string      // of the media server
+	bell   chan struct{} // capacity one: full means that Run will look anyway
+	signer jose.Signer   // nil: there is no media server
+	api    string        // of the media server
 	bits   []byte
 	client *http.Client
 }
@@ -101,7 +109,7 @@ func New(ctx context.Context, db *sqldb.DB, r *rooms.Rooms, o Options) (*LiveKit
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	k := &LiveKit{o: o, rooms: r, client: &http.Client{Timeout: patience}}
+	k := &LiveKit{o: o, db: db, rooms: r, bell: make(chan struct{}, 1), client: &http.Client{Timeout: patience}}
 	if err := db.Migrate(ctx, "livekit", schema); err != nil {
 		return nil, err
 	}
@@ -172,6 +180,7 @@ type grant struct {
 	Room       string `json:"room,omitempty"`
 	Join       bool   `json:"roomJoin,omitempty"`
 	Create     bool   `json:"roomCreate"`
+	Admin      bool   `json:"roomAdmin,omitempty"`
 	Publish    bool   `json:"canPublish"`
 	Subscribe  bool   `json:"canSubscribe"`
 	OwnDetails bool   `json:"canUpdateOwnMetadata,omitempty"`
@@ -203,39 +212,51 @@ func (k *LiveKit) ticket(ctx context.Context, alias, identity string, publish, c
 // open makes a call on the media server, or finds it there: it may be told not to
 // open calls for whoever has a token.
 func (k *LiveKit) open(ctx context.Context, alias string) error {
-	token, err := k.sign("", grant{Create: true}, skew)
+	_, err := k.call(ctx, "CreateRoom", grant{Create: true}, map[string]any{"name": alias, "empty_timeout": emptyFor, "departure_timeout": leftFor})
+	return err
+}
+
+// call does something through the media server's API. Its errors are *down.
+func (k *LiveKit) call(ctx context.Context, method string, g grant, body any) ([]byte, error) {
+	token, err := k.sign("", g, skew)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	body, err := json.Marshal(map[string]any{"name": alias, "empty_timeout": emptyFor, "departure_timeout": leftFor})
+	b, err := json.Marshal(body)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, k.api+"/twirp/livekit.RoomService/CreateRoom", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, k.api+"/twirp/livekit.RoomService/"+method, bytes.NewReader(b))
 	if err != nil {
-		return fmt.Errorf("asking the LiveKit server for a room: %w", err)
+		return nil, fmt.Errorf("asking the LiveKit server: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+token)
 	res, err := k.client.Do(req)
 	if err != nil {
-		return &down{err}
+		return nil, &down{cause: err}
 	}
 	defer res.Body.Close()
-	said, _ := io.ReadAll(io.LimitReader(res.Body, maxAnswer)) // read to its end so that the connection is used again
+	said, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if err != nil {
+		return nil, &down{cause: err}
+	}
 	if res.StatusCode == http.StatusOK {
-		return nil
+		return said, nil
 	}
 	var why struct {
 		Code string `json:"code"`
 		Msg  string `json:"msg"`
 	}
 	_ = json.Unmarshal(said, &why) // another server's page of errors says nothing to us
-	return &down{fmt.Errorf("status %d %s: %.200s", res.StatusCode, why.Code, why.Msg)}
+	return nil, &down{why.Code, fmt.Errorf("%s: status %d %s: %.200s", method, res.StatusCode, why.Code, why.Msg)}
 }
 
 // down is a media server that does not do its part; a client is told no more than that.
-type down struct{ cause error }
+type down struct {
+	code  string // of the server's API, such as not_found
+	cause error
+}
 
 func (d *down) Error() string { return "the LiveKit server: " + d.cause.Error() }
 

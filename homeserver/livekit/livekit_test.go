@@ -16,6 +16,7 @@ import (
 
 	"github.com/tidwall/gjson"
 
+	"github.com/carillon-chat/carillon/homeserver/delayed"
 	"github.com/carillon-chat/carillon/homeserver/livekit"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/partstest"
@@ -34,6 +35,7 @@ const (
 type world struct {
 	*partstest.World
 	k *livekit.LiveKit
+	d *delayed.Delayed
 }
 
 func open(t *testing.T, o livekit.Options) *world {
@@ -49,11 +51,16 @@ func open(t *testing.T, o livekit.Options) *world {
 		}
 	}
 	var err error
+	if w.d, err = delayed.New(w.Ctx, w.DB, w.Events, w.Rooms, delayed.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	o.Delays = w.d
 	if w.k, err = livekit.New(w.Ctx, w.DB, w.Rooms, o); err != nil {
 		t.Fatal(err)
 	}
 	w.API.Add(w.k.Routes()...)
-	w.Run()
+	w.API.Add(w.d.Routes()...)
+	w.Run(w.d.Run, w.k.Run)
 	return w
 }
 
@@ -85,6 +92,7 @@ func claims(t *testing.T, key, token string) gjson.Result {
 }
 
 func TestRealServer(t *testing.T) {
+	t.Parallel()
 	real := realkit.Start(t, "")
 	w := open(t, livekit.Options{URL: real.URL, Key: real.Key, Secret: real.Secret})
 	room := w.Room(alice, bob)
@@ -136,9 +144,13 @@ func TestRealServer(t *testing.T) {
 func sign(key, secret, video string) string {
 	enc := base64.RawURLEncoding.EncodeToString
 	s := enc([]byte(`{"alg":"HS256","typ":"JWT"}`)) + "." + enc(fmt.Appendf(nil, `{"iss":%q,"exp":%d,"video":%s}`, key, time.Now().Add(time.Minute).Unix(), video))
+	return signed(secret, s)
+}
+
+func signed(secret, s string) string {
 	mac := hmac.New(sha256.New, []byte(secret))
 	mac.Write([]byte(s))
-	return s + "." + enc(mac.Sum(nil))
+	return s + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
 func TestWhoGetsIn(t *testing.T) {
