@@ -22,6 +22,7 @@ import (
 )
 
 func TestTheTreeReachesAllSites(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川", "广东")
 	head, sc, gd := c.sites[0], c.sites[1], c.sites[2]
 	head.imports(small(), appservice.ImportOptions{})
@@ -79,6 +80,7 @@ func onlyTheHeadOfficeImports(t *testing.T, head, gd *site) {
 }
 
 func TestASiteImportsItsOwnPeople(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head, sc := c.sites[0], c.sites[1]
 	head.imports(small(), appservice.ImportOptions{})
@@ -158,6 +160,7 @@ func double(p *org.Person) *org.Person {
 }
 
 func TestALinkIsCut(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川", "广东")
 	head, sc, gd := c.sites[0], c.sites[1], c.sites[2]
 	head.imports(small(), appservice.ImportOptions{})
@@ -198,6 +201,7 @@ func TestALinkIsCut(t *testing.T) {
 }
 
 func TestAServiceIsStoppedInTheMiddle(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head, sc := c.sites[0], c.sites[1]
 	var want []string
@@ -224,6 +228,7 @@ func TestAServiceIsStoppedInTheMiddle(t *testing.T) {
 }
 
 func TestAMessageLargerThanAnEvent(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head, sc := c.sites[0], c.sites[1]
 	head.send("small", sc)
@@ -242,6 +247,7 @@ func TestAMessageLargerThanAnEvent(t *testing.T) {
 
 // TestTheHeadOfficeIsRestored puts an old copy of the head office's database in the place of the new one.
 func TestTheHeadOfficeIsRestored(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	if os.Getenv("CARILLON_TEST_POSTGRES") != "" {
 		t.Skip("the copy is one of a file")
 	}
@@ -307,6 +313,7 @@ func TestTheHeadOfficeIsRestored(t *testing.T) {
 
 // TestASiteIsRestored is about a site, not the head office: it gets again what it has lost of the tree.
 func TestASiteIsRestored(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	if os.Getenv("CARILLON_TEST_POSTGRES") != "" {
 		t.Skip("the copy is one of a file")
 	}
@@ -337,6 +344,7 @@ func TestASiteIsRestored(t *testing.T) {
 }
 
 func TestWhatIsForgedIsRefused(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head, sc := c.sites[0], c.sites[1]
 	head.imports(small(), appservice.ImportOptions{})
@@ -432,6 +440,7 @@ func administratorsSeeTheSites(t *testing.T, head *site) {
 
 // TestACompanyOfItsOwnIsNotReplaced is about a site that had a company before it became one of many.
 func TestACompanyOfItsOwnIsNotReplaced(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head, sc := c.sites[0], c.sites[1]
 	sc.end()
@@ -468,6 +477,7 @@ func TestACompanyOfItsOwnIsNotReplaced(t *testing.T) {
 // TestWhateverHappens has three sites talk while links are cut and services stopped at random: in the end each message
 // was handled once, in the order of its sender, and all have one organisation.
 func TestWhateverHappens(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	seed := time.Now().UnixNano()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(uint64(seed), 1)) //nolint:gosec // a test
@@ -550,6 +560,7 @@ func BenchmarkMessages(b *testing.B) {
 
 // TestTheListOfSitesChanges takes a site from the list, and makes another one the head office.
 func TestTheListOfSitesChanges(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川", "广东")
 	head, sc, gd := c.sites[0], c.sites[1], c.sites[2]
 	head.imports(small(), appservice.ImportOptions{})
@@ -588,6 +599,7 @@ func TestTheListOfSitesChanges(t *testing.T) {
 
 // TestSevenThousandPeople carries a large company to a second site. The figures are told with -v.
 func TestSevenThousandPeople(t *testing.T) {
+	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head := c.sites[0]
 	imp := org.Generate(1, 7000, 400, 15)
