@@ -85,7 +85,7 @@ func (r *Reconciler) row(key string) (roomRow, bool) {
 // that the tree no longer has become read-only.
 func (x *run) roomsPhase(ctx context.Context) error {
 	var levels [][]*want
-	var settle []*want
+	var settle, empower []*want
 	missing := 0
 	unheard, err := x.unheard(ctx)
 	if err != nil {
@@ -93,6 +93,9 @@ func (x *run) roomsPhase(ctx context.Context) error {
 	}
 	for _, w := range x.wish.rooms {
 		row, ok := x.r.row(w.key)
+		if ok && row.home == "" && w.home != "" && (row.power != x.r.power(w, &row) || row.rules != x.r.rules(w)) {
+			empower = append(empower, w)
+		}
 		if x.elsewhere(w, row, ok) {
 			continue
 		}
@@ -112,13 +115,16 @@ func (x *run) roomsPhase(ctx context.Context) error {
 		}
 	}
 	gone := x.gone()
-	if len(settle)+len(gone) == 0 {
+	if len(settle)+len(gone)+len(empower) == 0 {
 		return nil
 	}
 	if err := x.begin(ctx); err != nil {
 		return err
 	}
-	x.phase("rooms", missing+len(settle)+len(gone))
+	x.phase("rooms", missing+len(settle)+len(gone)+len(empower))
+	if err := each(ctx, x, empower, x.guardRoom("room", x.empower)); err != nil {
+		return err
+	}
 	for _, level := range levels {
 		if err := each(ctx, x, level, x.guardRoom("room", x.create)); err != nil {
 			return err
@@ -320,22 +326,14 @@ func (x *run) settle(ctx context.Context, w *want) (err error) {
 			return err
 		}
 	}
+	if err := x.powers(ctx, &row, w); err != nil {
+		return err
+	}
 	if row.name != w.name {
 		if err := x.set(ctx, row.room, "m.room.name", "", map[string]string{"name": w.name}); err != nil {
 			return err
 		}
 		row.name = w.name
-	}
-	if power := x.r.power(w, &row); row.power != power {
-		if err := x.set(ctx, row.room, "m.room.power_levels", "", json.RawMessage(power)); err != nil {
-			return err
-		}
-		row.power = power
-	}
-	if rules := x.r.rules(w); row.rules != rules {
-		if err := x.setRules(ctx, &row, w, rules); err != nil {
-			return err
-		}
 	}
 	if row.parent != w.parent || row.ord != w.order {
 		if err := x.place(ctx, &row, w); err != nil {
@@ -343,6 +341,27 @@ func (x *run) settle(ctx context.Context, w *want) (err error) {
 		}
 	}
 	row.closed = false
+	return nil
+}
+
+// empower gives the site that is to look after a room the powers to do so.
+func (x *run) empower(ctx context.Context, w *want) (err error) {
+	row, _ := x.r.row(w.key)
+	defer x.keep(ctx, row, &row, &err)
+	return x.powers(ctx, &row, w)
+}
+
+// powers sets who may do what, and who may join.
+func (x *run) powers(ctx context.Context, row *roomRow, w *want) error {
+	if power := x.r.power(w, row); row.power != power {
+		if err := x.set(ctx, row.room, "m.room.power_levels", "", json.RawMessage(power)); err != nil {
+			return err
+		}
+		row.power = power
+	}
+	if rules := x.r.rules(w); row.rules != rules {
+		return x.setRules(ctx, row, w, rules)
+	}
 	return nil
 }
 

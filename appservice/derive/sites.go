@@ -398,6 +398,7 @@ func (x *run) adoptRoom(ctx context.Context, a announced) error {
 	row, known := r.row(a.Key)
 	w := x.wish.byKey[a.Key]
 	switch {
+	case w != nil && w.home == "" && !known: // a unit has come here with its room, which is taken over
 	case w != nil && w.home != a.site, w == nil && (!known || row.home != a.site):
 		return nil // it is, or will be, another's
 	case known && row.home == a.site && row.room == a.Room && row.alias == a.Alias && row.closed == a.Closed:
