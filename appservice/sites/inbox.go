@@ -246,15 +246,13 @@ func (e *engine) fetched(p *peer, m *message) (json.RawMessage, error) {
 	if p.fetch == nil || p.fetch.message != m.ID {
 		f := &fetch{message: m.ID, done: make(chan struct{})}
 		p.fetch = f
-		go func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(e.life), fetchFor)
+		e.aside.Go(func() {
+			ctx, cancel := context.WithTimeout(e.life, fetchFor)
 			defer cancel()
-			stop := context.AfterFunc(e.life, cancel)
-			defer stop()
 			f.body, f.err = e.getMedia(ctx, m.Media)
 			close(f.done)
 			e.Wake()
-		}()
+		})
 	}
 	select {
 	case <-p.fetch.done:

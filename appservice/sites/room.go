@@ -178,8 +178,8 @@ func (e *engine) genuine(ctx context.Context, room id.RoomID) error {
 	return errors.New("the sites' room was not made by the head office's bot")
 }
 
-// gather invites the bots that are not in the room, and removes who is no bot of a site. It answers how many could not
-// be invited: their homeservers may not run yet, and the others must not wait for them.
+// gather invites the bots that are not in the room, and removes who is no bot of a site. It answers how many had to be
+// invited.
 func (e *engine) gather(ctx context.Context) (missing int, err error) {
 	events, err := e.mx.StateAll(ctx, "", e.room)
 	if err != nil {
@@ -195,10 +195,8 @@ func (e *engine) gather(ctx context.Context) (missing int, err error) {
 		if m := present[site.Bot]; m == "join" || m == "invite" {
 			continue
 		}
-		if err := e.mx.Invite(ctx, "", e.room, site.Bot); err != nil {
-			missing++
-			log.WithField("site", site.Name).WithError(err).Info("the bot of a site could not be invited yet")
-		}
+		missing++
+		e.invite(site)
 	}
 	for user, m := range present {
 		if (m == "join" || m == "invite" || m == "knock") && !e.IsBot(user) {
@@ -208,6 +206,29 @@ func (e *engine) gather(ctx context.Context) (missing int, err error) {
 		}
 	}
 	return missing, nil
+}
+
+// invite invites a site's bot aside: its homeserver may not run yet, and the others must not wait for it.
+func (e *engine) invite(site Site) {
+	e.mu.Lock()
+	busy := e.inviting[site.Name]
+	e.inviting[site.Name] = true
+	e.mu.Unlock()
+	if busy {
+		return
+	}
+	room := e.room
+	e.aside.Go(func() {
+		ctx, cancel := context.WithTimeout(e.life, time.Minute)
+		defer cancel()
+		err := e.mx.Invite(ctx, "", room, site.Bot)
+		if err != nil && e.life.Err() == nil {
+			log.WithField("site", site.Name).WithError(err).Info("the bot of a site could not be invited yet")
+		}
+		e.mu.Lock()
+		delete(e.inviting, site.Name)
+		e.mu.Unlock()
+	})
 }
 
 // abandon leaves a room in which somebody is who cannot be removed: the bot of a site that is one no longer, and had

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	log "github.com/sirupsen/logrus"
@@ -69,6 +70,7 @@ type peer struct {
 type engine struct {
 	*Sites
 	life   context.Context //nolint:containedctx // of Run: downloads end with it
+	aside  sync.WaitGroup  // downloads and invitations
 	key    ed25519.PrivateKey
 	room   id.RoomID
 	alias  string
@@ -98,6 +100,7 @@ type engine struct {
 // Run speaks with the other sites until ctx ends.
 func (s *Sites) Run(ctx context.Context) error {
 	e := &engine{Sites: s, life: ctx, run: matrix.RandomString(8)}
+	defer e.aside.Wait()
 	for try := 0; ; try++ {
 		err := e.start(ctx)
 		if err == nil {

@@ -114,17 +114,18 @@ type Sites struct {
 	lookAgain atomic.Bool   // who is in the sites' room may have changed
 	moved     atomic.Bool   // the sites' room may be another one
 
-	mu      sync.Mutex
-	room    id.RoomID
-	public  string // key of this site's service
-	lags    map[string]lag
-	typed   map[id.UserID]time.Time // when a bot was last seen typing
-	shown   map[id.UserID]bool      // bots that have shown a key since it was looked for
-	marks   map[string]org.Mark     // the tree that each site has
-	keys    map[string][2]string    // the key of each site that counts, and another one
-	granted map[string][]string     // delegated units by site, as the head office says
-	wholeID string                  // the message that carries all of wholeOf
-	wholeOf org.Mark
+	mu       sync.Mutex
+	room     id.RoomID
+	public   string // key of this site's service
+	lags     map[string]lag
+	typed    map[id.UserID]time.Time // when a bot was last seen typing
+	shown    map[id.UserID]bool      // bots that have shown a key since it was looked for
+	marks    map[string]org.Mark     // the tree that each site has
+	keys     map[string][2]string    // the key of each site that counts, and another one
+	inviting map[string]bool         // sites whose bots are being invited
+	granted  map[string][]string     // delegated units by site, as the head office says
+	wholeID  string                  // the message that carries all of wholeOf
+	wholeOf  org.Mark
 }
 
 // lag is a Lag and since when something waits.
@@ -141,7 +142,7 @@ func New(ctx context.Context, db *sqldb.DB, mx *mxclient.Client, store *org.Stor
 	s := &Sites{
 		db: db, mx: mx, store: store, opts: opts, wake: make(chan struct{}, 1), handlers: map[string]Handler{},
 		byName: map[string]Site{}, byServer: map[string]Site{}, lags: map[string]lag{}, typed: map[id.UserID]time.Time{}, shown: map[id.UserID]bool{},
-		began: time.Now(), marks: map[string]org.Mark{}, keys: map[string][2]string{}, granted: map[string][]string{},
+		began: time.Now(), marks: map[string]org.Mark{}, keys: map[string][2]string{}, granted: map[string][]string{}, inviting: map[string]bool{},
 	}
 	if err := s.name(); err != nil {
 		return nil, err
