@@ -192,22 +192,37 @@ func (r *Reconciler) listen() {
 	})
 }
 
-// takeRooms keeps what another site says of its rooms; the next run makes something of it.
-func (r *Reconciler) takeRooms(ctx context.Context, tx *sqldb.Tx, from sites.Site, body json.RawMessage) error {
-	var msg struct {
-		Rooms []announced `json:"rooms"`
-		All   bool        `json:"all"`
-	}
-	if err := json.Unmarshal(body, &msg); err != nil {
-		return sites.Refuse(fmt.Errorf("reading rooms: %w", err))
+// roomsMessage tells of rooms; All says, in the last of several, that these are all of its sender's.
+type roomsMessage struct {
+	Rooms []announced `json:"rooms"`
+	All   bool        `json:"all"`
+}
+
+// readRooms reads a message of another site.
+func readRooms(body []byte, head bool) (*roomsMessage, error) {
+	msg := new(roomsMessage)
+	if err := json.Unmarshal(body, msg); err != nil {
+		return nil, fmt.Errorf("reading rooms: %w", err)
 	}
 	for _, a := range msg.Rooms {
-		if !from.Head && ofHead(a.Key) {
-			return sites.Refuse(errors.New("a room that the head office looks after"))
+		if !head && ofHead(a.Key) {
+			return nil, errors.New("a room that the head office looks after")
 		}
-		if a.Key == "" || len(a.Key) > 255 || len(a.Room) > 255 || len(a.Alias) > 255 || len(a.Creators) > 1<<15 || !strings.HasPrefix(string(a.Room), "!") {
-			return sites.Refuse(errors.New("no room that there can be"))
+		if a.Key == "" || len(a.Key) > 255 || len(a.Room) > 255 || len(a.Alias) > 255 || len(a.Creators) > 1<<15 ||
+			!strings.HasPrefix(string(a.Room), "!") || strings.ContainsRune(a.Key+string(a.Room)+a.Alias+a.Creators, 0) {
+			return nil, errors.New("no room that there can be")
 		}
+	}
+	return msg, nil
+}
+
+// takeRooms keeps what another site says of its rooms; the next run makes something of it.
+func (r *Reconciler) takeRooms(ctx context.Context, tx *sqldb.Tx, from sites.Site, body json.RawMessage) error {
+	msg, err := readRooms(body, from.Head)
+	if err != nil {
+		return sites.Refuse(err)
+	}
+	for _, a := range msg.Rooms {
 		if _, err := tx.Exec(qAnnounce, a.Key, from.Name, string(a.Room), a.Alias, a.Creators, a.Closed); err != nil {
 			return err
 		}

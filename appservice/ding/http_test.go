@@ -197,7 +197,7 @@ func TestLists(t *testing.T) {
 		}
 		for _, d := range out.Dings {
 			got = append(got, d.ID)
-			if d.Counts.Total != 2 || (d.Mine == nil) != !strings.Contains(query, "ed") {
+			if d.Counts.Total != 2 || (d.Mine != nil) != (strings.Contains(query, "box=received") || strings.Contains(query, "box=unconfirmed")) {
 				t.Errorf("%s: %+v", query, d)
 			}
 		}

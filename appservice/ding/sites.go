@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	log "github.com/sirupsen/logrus"
 	"maunium.net/go/mautrix/id"
@@ -161,18 +162,21 @@ func (m *abroad) check(from sites.Site, own string) error {
 		return errors.New("no kind of DING")
 	case id.UserID(m.Sender.User).Homeserver() != from.ServerName:
 		return errors.New("its sender is of another site")
-	case len(m.Body) > 4*maxBody || m.Sender.Person == "":
+	case len(m.Body) > 4*maxBody || m.Sender.Person == "" || !plain(m.Body) || !plain(m.Sender.Person+m.Sender.User+m.Sender.Name):
 		return errors.New("its body or sender cannot be")
 	case m.Expires <= m.FiredAt || m.Expires > m.FiredAt+2*maxExpires.Milliseconds():
 		return errors.New("its end cannot be")
 	}
 	for _, t := range m.To {
-		if t.Person == "" || id.UserID(t.User).Homeserver() != own {
+		if t.Person == "" || !plain(t.Person+t.User+strings.Join(t.Units, "")) || id.UserID(t.User).Homeserver() != own {
 			return errors.New("a receiver is of another site")
 		}
 	}
 	return nil
 }
+
+// plain reports whether a text can be stored.
+func plain(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 // takeDing takes a DING of another site for people of this one. A DING that is here already changes nothing.
 func (d *Dings) takeDing(ctx context.Context, tx *sqldb.Tx, from sites.Site, body json.RawMessage) error {
