@@ -17,6 +17,7 @@ import (
 // TestALaterSite: a third site is added to a company of two. Its bot gets the power that the creators have, it takes over
 // the room of its unit, and new people there get their accounts at it.
 func TestALaterSite(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, "总部", "四川", "广东")
 	c.start(2)
 	hq, sc, gd := c.sites[0], c.sites[1], c.sites[2]
@@ -64,6 +65,7 @@ func TestALaterSite(t *testing.T) {
 // TestInvitations: an invitation by the bot of a listed site is accepted by the person's own site; one by anybody else
 // is the person's to answer.
 func TestInvitations(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, "总部", "四川", "广东")
 	c.start(2) // the third server is a stranger's
 	hq, sc := c.sites[0], c.sites[1]

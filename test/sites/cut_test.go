@@ -11,6 +11,7 @@ import (
 // TestACutLink cuts the link between two sites while people move, leave and are DINGed. Each site goes on alone, and
 // when the link is back both come to the same.
 func TestACutLink(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, "总部", "四川")
 	c.start(2)
 	hq, sc := c.sites[0], c.sites[1]
@@ -85,6 +86,7 @@ func TestACutLink(t *testing.T) {
 // TestConfirmationsAfterTheEnd: what was confirmed in time and is heard of after the end counts; what was recalled while
 // it stood in a room is retracted there; a service that dies in between loses nothing.
 func TestConfirmationsAfterTheEnd(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, "总部", "四川")
 	c.start(2)
 	hq, sc := c.sites[0], c.sites[1]
@@ -125,6 +127,7 @@ func TestConfirmationsAfterTheEnd(t *testing.T) {
 
 // TestUnitsUnreadAndTimes: DINGs to a unit with all below, to those who have not read a message, and later, over sites.
 func TestUnitsUnreadAndTimes(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, "总部", "四川")
 	c.start(2)
 	hq, sc := c.sites[0], c.sites[1]

@@ -13,6 +13,7 @@ import (
 // all sites; a message has one read list, a DING to everybody is confirmed from all sites; people move, leave, and a
 // unit goes to another site.
 func TestOneCompanyOverThreeSites(t *testing.T) {
+	t.Parallel()
 	c := newCompany(t, "总部", "四川", "广东")
 	c.start(3)
 	hq, sc, gd := c.sites[0], c.sites[1], c.sites[2]
