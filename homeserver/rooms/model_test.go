@@ -405,7 +405,9 @@ func (m *model) levelOf(e *events.Event) int64 {
 	return c.UserLevel(spec.SenderID(e.Sender))
 }
 
-// byPower takes, again and again, the first of those whose chain has been taken.
+// byPower takes, again and again, the first of those whose auth events have been taken.
+// What is authorised by way of events outside the set is not bound to come later: that
+// is how servers read "the DAG formed by auth events".
 func (m *model) byPower(set map[matrix.EventID]bool) []matrix.EventID {
 	var out []matrix.EventID
 	left := map[matrix.EventID]bool{}
@@ -417,7 +419,7 @@ func (m *model) byPower(set map[matrix.EventID]bool) []matrix.EventID {
 		var level int64
 		for id := range left {
 			free := true
-			for a := range m.chains[id] {
+			for _, a := range m.events[id].AuthEvents() {
 				free = free && !left[a]
 			}
 			if !free {
