@@ -49,7 +49,6 @@ type company struct {
 	t     *testing.T
 	sites []*site
 	grace time.Duration
-	late  bool // the last site is not in the list yet
 }
 
 // site is a homeserver and a service.
