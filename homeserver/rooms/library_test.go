@@ -151,7 +151,7 @@ func TestAgainstTheLibrary(t *testing.T) {
 	}
 	t.Logf("forks in which the library may not differ: %v; in which it does not: %v; else: %v", clean, same, differ)
 	for _, v := range Versions() {
-		if clean[roomVersion(v)] == 0 && (v != "12" || for_ > 0) { // see above
+		if clean[roomVersion(v)] == 0 && v != "12" { // there it hardly ever answers
 			t.Errorf("nothing was compared in version %s", v)
 		}
 	}
