@@ -47,7 +47,8 @@ const (
 type DB struct {
 	pool    *sql.DB
 	dialect dialect
-	readers chan *conn    // idle connections for Read (PostgreSQL: for Write too)
+	readers chan struct{} // one token for each idle connection, for Read (PostgreSQL: for Write too)
+	idle    stack
 	more    chan struct{} // one token for each connection that may still be opened
 	writer  *conn         // SQLite only
 
@@ -93,7 +94,7 @@ func open(d dialect, dsn string, readers int) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	db := &DB{pool: pool, dialect: d, readers: make(chan *conn, readers), more: make(chan struct{}, readers), stop: make(chan struct{}), unlock: unlock}
+	db := &DB{pool: pool, dialect: d, readers: make(chan struct{}, readers), more: make(chan struct{}, readers), stop: make(chan struct{}), unlock: unlock}
 	if d.singleWriter() {
 		if db.writer, err = db.connect(ctx, true); err != nil {
 			pool.Close()
@@ -113,7 +114,7 @@ func open(d dialect, dsn string, readers int) (*DB, error) {
 			db.Close()
 			return nil, fmt.Errorf("opening database: %w", err)
 		}
-		db.readers <- c
+		db.put(c)
 	}
 	return db, nil
 }
@@ -151,17 +152,46 @@ func (db *DB) Close() error {
 func (db *DB) closeIdle() {
 	for {
 		select {
-		case c := <-db.readers:
-			c.c.Close()
+		case <-db.readers:
+			db.idle.pop().c.Close()
 		default:
 			return
 		}
 	}
 }
 
+// stack holds the idle connections. The one that was used last is used next: it has
+// the statements prepared and its pages at hand.
+type stack struct {
+	mu   sync.Mutex
+	list []*conn
+}
+
+func (s *stack) push(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.list = append(s.list, c)
+}
+
+func (s *stack) pop() *conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := len(s.list) - 1
+	c := s.list[last]
+	s.list[last] = nil
+	s.list = s.list[:last]
+	return c
+}
+
+// put makes a connection idle.
+func (db *DB) put(c *conn) {
+	db.idle.push(c)
+	db.readers <- struct{}{}
+}
+
 // give makes a connection available again.
 func (db *DB) give(c *conn) {
-	db.readers <- c
+	db.put(c)
 	select {
 	case <-db.stop:
 		db.closeIdle()
@@ -229,13 +259,13 @@ func (db *DB) take(ctx context.Context) (*conn, error) {
 	default:
 	}
 	select {
-	case c := <-db.readers:
-		return c, nil
+	case <-db.readers:
+		return db.idle.pop(), nil
 	default:
 	}
 	select {
-	case c := <-db.readers:
-		return c, nil
+	case <-db.readers:
+		return db.idle.pop(), nil
 	case <-db.more:
 		c, err := db.connect(context.Background(), false)
 		if err != nil {
