@@ -40,6 +40,9 @@ func (r *Rooms) placeTips(ctx context.Context, tx *sqldb.Tx, rm *room, head stre
 	case len(others) == 0 && ev.Dead(): // nobody can be behind what he is built on
 		return rm.tips, nil
 	case builtOn && len(others) == len(rm.tips):
+		if !ev.Dead() {
+			b.sets = []resolvedEntry{} // the state is that of the tips already: the event sets none
+		}
 		return rm.tips, nil
 	case builtOn && len(others) > 0:
 		b.sets, err = r.between(ctx, tx, rm, head, ev, nil, others)
