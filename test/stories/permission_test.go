@@ -63,6 +63,18 @@ func permissions() map[string]may {
 			visitor: 403, employee: 403, manager: 403, admin: 200,
 			path: func(s *scene) string { return "/org/jobs/" + seg(s.job) },
 		},
+		"orgDirectory": {visitor: 403, employee: 403, manager: 403, admin: 404}, // there is none
+		"orgFollow":    {visitor: 403, employee: 403, manager: 403, admin: 404, body: object},
+		"sites":        {visitor: 403, employee: 403, manager: 403, admin: 200},
+		"sitesEpoch":   {visitor: 403, employee: 403, manager: 403, admin: 200, body: object},
+		"sitesTrust": {
+			visitor: 403, employee: 403, manager: 403, admin: 404,
+			body: func(*scene) []byte { return mustJSON(map[string]string{"site": "nowhere"}) },
+		},
+		"siteProposal": {
+			visitor: 403, employee: 403, manager: 403, admin: 404,
+			path: func(*scene) string { return "/sites/proposals/none" },
+		},
 		"messageReaders": {
 			visitor: 404, employee: 403, manager: 200, admin: 200,
 			path: func(s *scene) string { return "/messages/" + seg(s.room) + "/" + seg(s.message) + "/readers" },
