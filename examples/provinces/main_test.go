@@ -7,13 +7,16 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/carillon-chat/carillon/test/program"
 )
+
+func TestMain(m *testing.M) { os.Exit(program.Main(m)) }
 
 // TestTheShow runs the whole example on a loopback address of its own and reads what it prints.
 func TestTheShow(t *testing.T) {
@@ -25,16 +28,8 @@ func TestTheShow(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.RemoveAll(filepath.Join(dir, "data")) // of somebody who has tried the example
-	bin := os.Getenv("CARILLON_BIN")
-	if bin == "" {
-		bin = filepath.Join(t.TempDir(), "carillon")
-		build := exec.Command("go", "build", "-tags", "goolm,nodynamic", "-o", bin, "github.com/carillon-chat/carillon/cmd/carillon")
-		if out, err := build.CombinedOutput(); err != nil {
-			t.Fatalf("building: %v\n%s", err, out)
-		}
-	}
 	var out bytes.Buffer
-	s := &show{dir: dir, bin: bin, host: freeHost(t), patience: time.Minute, english: true, out: &out}
+	s := &show{dir: dir, bin: program.Path(t), host: freeHost(t), patience: time.Minute, english: true, out: &out}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	if err := s.run(ctx, true); err != nil {

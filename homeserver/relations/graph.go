@@ -274,7 +274,7 @@ func (w *walker) next(ctx context.Context, e *events.Event, up bool) ([]*events.
 		if recent {
 			a, b = b, a
 		}
-		return cmp.Or(cmp.Compare(a.TS, b.TS), cmp.Compare(a.Pos, b.Pos), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(cmp.Compare(a.TS, b.TS), cmp.Compare(a.Depth, b.Depth), cmp.Compare(a.Pos, b.Pos), cmp.Compare(a.ID, b.ID))
 	})
 	return w.sees(ctx, list)
 }

@@ -39,19 +39,23 @@ func (g *graph) roomOf(ctx context.Context, q walk) (matrix.RoomID, error) {
 	return matrix.ParseRoomID(string(q.Room))
 }
 
+// asked reads a request, and finds the room of its event.
+func (g *graph) asked(c *httpapi.Call) (q walk, room matrix.RoomID, err error) {
+	if err = c.Body(&q); err == nil {
+		err = q.check()
+	}
+	if err == nil {
+		room, err = g.roomOf(c.Ctx(), q)
+	}
+	return q, room, err
+}
+
 func (g *graph) postClient(c *httpapi.Call) (any, error) {
-	var q walk
-	if err := c.Body(&q); err != nil {
-		return nil, err
-	}
-	if err := q.check(); err != nil {
-		return nil, err
-	}
-	ctx := c.Ctx()
-	room, err := g.roomOf(ctx, q)
+	q, room, err := g.asked(c)
 	if err != nil {
 		return nil, err
 	}
+	ctx := c.Ctx()
 	a, err := g.h.Open(ctx, c.Caller.User, c.Caller.Device, room)
 	if matrix.IsCode(err, "M_FORBIDDEN") || matrix.IsCode(err, "M_NOT_FOUND") {
 		return nil, matrix.NotFound(graphRefusal, q.Event)
@@ -221,18 +225,11 @@ func claimed(raw json.RawMessage) (total int, children json.RawMessage) {
 
 // postServer answers another server, by what is known here.
 func (g *graph) postServer(c *httpapi.Call) (any, error) {
-	var q walk
-	if err := c.Body(&q); err != nil {
-		return nil, err
-	}
-	if err := q.check(); err != nil {
-		return nil, err
-	}
-	ctx := c.Ctx()
-	room, err := g.roomOf(ctx, q)
+	q, room, err := g.asked(c)
 	if err != nil {
 		return nil, err
 	}
+	ctx := c.Ctx()
 	if !slices.Contains(g.rooms.ServersIn(room), c.Origin) {
 		return nil, matrix.Forbidden("%s is not in the room", c.Origin)
 	}

@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"errors"
+	"maps"
 	"sync"
 
 	"github.com/carillon-chat/carillon/homeserver/events"
@@ -93,29 +94,39 @@ func (r *Rooms) authorising(tx *sqldb.Tx, nids []int64, wanted map[matrix.EventI
 		follow(ids)
 	}
 	for len(next) > 0 && len(found) < len(wanted) {
-		ids, unknown := next, []matrix.EventID(nil)
+		ids := next
 		next = nil
-		for _, id := range ids {
-			if auth, ok := r.edges.of(id); ok {
-				follow(auth)
-			} else {
-				unknown = append(unknown, id)
-			}
-		}
-		got, err := r.events.GetMany(tx, unknown)
-		if err != nil {
+		if _, err := r.climb(tx, ids, follow); err != nil {
 			return nil, err
-		}
-		for id, e := range got {
-			auth := e.AuthEvents()
-			r.edges.keep(id, auth)
-			follow(auth)
 		}
 		if len(seen) > maxChain {
 			return nil, errors.New("an auth chain is too long")
 		}
 	}
 	return found, nil
+}
+
+// climb tells follow what authorises each of some events, and gives those that had to be
+// read for it: what is remembered is not.
+func (r *Rooms) climb(tx *sqldb.Tx, ids []matrix.EventID, follow func([]matrix.EventID)) (map[matrix.EventID]*events.Event, error) {
+	var unknown []matrix.EventID
+	for _, id := range ids {
+		if auth, ok := r.edges.of(id); ok {
+			follow(auth)
+		} else {
+			unknown = append(unknown, id)
+		}
+	}
+	got, err := r.events.GetMany(tx, unknown)
+	if err != nil {
+		return nil, err
+	}
+	for id, e := range got {
+		auth := e.AuthEvents()
+		r.edges.keep(id, auth)
+		follow(auth)
+	}
+	return got, nil
 }
 
 // authChain reads all events that authorise list, directly or not.
@@ -134,25 +145,13 @@ func (r *Rooms) authChain(tx *sqldb.Tx, list []*events.Event) (map[matrix.EventI
 		follow(e.AuthEvents())
 	}
 	for len(next) > 0 {
-		ids, unknown := next, []matrix.EventID(nil)
+		ids := next
 		next = nil
-		for _, id := range ids {
-			if auth, ok := r.edges.of(id); ok {
-				follow(auth)
-			} else {
-				unknown = append(unknown, id)
-			}
-		}
-		got, err := r.events.GetMany(tx, unknown)
+		got, err := r.climb(tx, ids, follow)
 		if err != nil {
 			return nil, err
 		}
-		for id, e := range got {
-			auth := e.AuthEvents()
-			r.edges.keep(id, auth)
-			follow(auth)
-			chain[id] = e
-		}
+		maps.Copy(chain, got)
 		if len(seen) > maxChain {
 			return nil, errors.New("an auth chain is too long")
 		}

@@ -25,14 +25,14 @@ type resolver struct {
 	known   map[matrix.EventID]*events.Event // the conflicted events and all that authorise them
 	full    map[matrix.EventID]*events.Event // the full conflicted set
 	levels  map[matrix.EventID]*levels       // of power level events, parsed
-	pdus    map[matrix.EventID]gomatrixserverlib.PDU
+	pdus    pdus
 	result  map[state.Key]*events.Event
 }
 
 func newResolver(version gomatrixserverlib.RoomVersion, newer bool, a *agreed, chain map[matrix.EventID]*events.Event) *resolver {
 	return &resolver{
 		version: version, newer: newer, agreed: a, known: chain,
-		levels: map[matrix.EventID]*levels{}, pdus: map[matrix.EventID]gomatrixserverlib.PDU{}, result: map[state.Key]*events.Event{},
+		levels: map[matrix.EventID]*levels{}, pdus: pdus{}, result: map[state.Key]*events.Event{},
 	}
 }
 
@@ -335,16 +335,19 @@ func (r *resolver) byMainline(list []*events.Event) error {
 	return nil
 }
 
-// pdu parses an event once.
-func (r *resolver) pdu(e *events.Event) (gomatrixserverlib.PDU, error) {
-	if p := r.pdus[e.ID]; p != nil {
-		return p, nil
+// pdus are events as gomatrixserverlib reads them.
+type pdus map[matrix.EventID]gomatrixserverlib.PDU
+
+// of parses an event once.
+func (p pdus) of(e *events.Event) (gomatrixserverlib.PDU, error) {
+	if known := p[e.ID]; known != nil {
+		return known, nil
 	}
-	p, err := e.PDU()
+	pdu, err := e.PDU()
 	if err == nil {
-		r.pdus[e.ID] = p
+		p[e.ID] = pdu
 	}
-	return p, err
+	return pdu, err
 }
 
 // apply is the iterative auth checks: each event is judged by the state so far, and where that has no entry, by the
@@ -354,7 +357,7 @@ func (r *resolver) apply(list []*events.Event) error {
 		if e.StateKey == nil || e.Rejected() {
 			continue
 		}
-		pdu, err := r.pdu(e)
+		pdu, err := r.pdus.of(e)
 		if err != nil {
 			return err
 		}
@@ -376,7 +379,7 @@ func (r *resolver) apply(list []*events.Event) error {
 				}
 			}
 		}
-		switch err := allowedByParsed(e, auth, r.pdu); {
+		switch err := allowedByParsed(e, auth, r.pdus.of); {
 		case err == nil:
 			r.result[keyOf(e)] = e
 		case !matrix.IsCode(err, "M_FORBIDDEN"):

@@ -20,14 +20,14 @@ import (
 // Spec: rooms/v1#state-resolution
 type resolver1 struct {
 	agreed *agreed
-	pdus   map[matrix.EventID]gomatrixserverlib.PDU
+	pdus   pdus
 	values map[state.Key][]*events.Event // that differ, each the oldest first
 	result map[state.Key]*events.Event
 }
 
 // resolve1 finds the winners. An entry that only some states have is no conflict.
 func resolve1(sets [][]*events.Event, a *agreed) (map[state.Key]matrix.EventID, error) {
-	r := &resolver1{agreed: a, pdus: map[matrix.EventID]gomatrixserverlib.PDU{}, values: map[state.Key][]*events.Event{}, result: map[state.Key]*events.Event{}}
+	r := &resolver1{agreed: a, pdus: pdus{}, values: map[state.Key][]*events.Event{}, result: map[state.Key]*events.Event{}}
 	for _, e := range slices.Concat(sets...) {
 		key := keyOf(e)
 		if !slices.ContainsFunc(r.values[key], func(o *events.Event) bool { return o.ID == e.ID }) {
@@ -114,7 +114,7 @@ func (r *resolver1) newest(_ state.Key, list []*events.Event) (*events.Event, er
 // allowed judges an event by the state so far, in which what is yet to be decided over
 // is absent.
 func (r *resolver1) allowed(e *events.Event) (bool, error) {
-	p, err := r.pdu(e)
+	p, err := r.pdus.of(e)
 	if err != nil {
 		return false, err
 	}
@@ -131,20 +131,9 @@ func (r *resolver1) allowed(e *events.Event) (bool, error) {
 			auth = append(auth, held)
 		}
 	}
-	err = allowedByParsed(e, auth, r.pdu)
+	err = allowedByParsed(e, auth, r.pdus.of)
 	if matrix.IsCode(err, "M_FORBIDDEN") {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-func (r *resolver1) pdu(e *events.Event) (gomatrixserverlib.PDU, error) {
-	if p := r.pdus[e.ID]; p != nil {
-		return p, nil
-	}
-	p, err := e.PDU()
-	if err == nil {
-		r.pdus[e.ID] = p
-	}
-	return p, err
 }

@@ -6,11 +6,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -22,6 +19,7 @@ import (
 
 	log "github.com/sirupsen/logrus"
 
+	"github.com/carillon-chat/carillon/test/npm"
 	"github.com/carillon-chat/carillon/test/program"
 )
 
@@ -58,34 +56,15 @@ func needScripts(t testing.TB) {
 	}
 }
 
-// install runs npm ci if node_modules is not of the package-lock.json that is there.
+// install installs the packages, if the tools are here that need them.
 func install() error {
 	if _, err := exec.Command("./tools").Output(); err != nil {
 		return err
 	}
-	lock, err := os.OpenFile("package-lock.json", os.O_RDONLY, 0)
-	if err != nil {
-		return err
+	if err := npm.Install("."); err != nil {
+		return errors.New(err.Error()) // no ExitError: a registry that is away is no missing tool
 	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil { // another run of the tests may be installing
-		return err
-	}
-	text, err := io.ReadAll(lock)
-	if err != nil {
-		return err
-	}
-	sum := sha256.Sum256(text)
-	const stamp = "node_modules/.carillon-lock"
-	if have, _ := os.ReadFile(stamp); string(have) == hex.EncodeToString(sum[:]) {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	if out, err := exec.CommandContext(ctx, "npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund").CombinedOutput(); err != nil {
-		return fmt.Errorf("npm ci: %s", bytes.TrimSpace(out)) // no ExitError: a registry that is away is no missing tool
-	}
-	return os.WriteFile(stamp, []byte(hex.EncodeToString(sum[:])), 0o600)
+	return nil
 }
 
 // told is one line of a script: a step and how it went, or a note.

@@ -27,14 +27,13 @@ import (
 	"maunium.net/go/mautrix"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
+	"github.com/carillon-chat/carillon/test/peer"
 )
 
-const (
-	module  = "github.com/element-hq/dendrite"
-	release = "v0.15.2"
-	// patience is how long something is waited for that has to come.
-	patience = 20 * time.Second
-)
+var command = peer.Command{Module: "github.com/element-hq/dendrite", Path: "/cmd/dendrite", Version: "v0.15.2"}
+
+// patience is how long something is waited for that has to come.
+const patience = 20 * time.Second
 
 // dendrite is a running Dendrite.
 type dendrite struct {
@@ -49,51 +48,10 @@ func program(t *testing.T) string {
 	if mode == "off" {
 		t.Skip("interoperation is switched off: CARILLON_INTEROP=off")
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Skipf("there is no cache folder for Dendrite: %v", err)
+	if mode != "on" && !command.Built(t) {
+		t.Skipf("Dendrite %s is not built yet: make interop does it, which takes some minutes", command.Version)
 	}
-	dir := filepath.Join(cache, "carillon-test", "dendrite-"+release)
-	path := filepath.Join(dir, "dendrite")
-	if _, err := os.Stat(path); err == nil {
-		return path
-	}
-	if mode != "on" {
-		t.Skipf("Dendrite %s is not built yet: make interop does it, which takes some minutes", release)
-	}
-	if err := build(t, dir, path); err != nil {
-		t.Skipf("Dendrite %s cannot be had: %v", release, err)
-	}
-	return path
-}
-
-// build makes the program in a module of its own, in which Dendrite's version is written down.
-func build(t *testing.T, dir, path string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	lock, err := os.Create(filepath.Join(dir, "lock"))
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return err
-	}
-	if _, err := os.Stat(path); err == nil {
-		return nil
-	}
-	mod := fmt.Sprintf("module peer\n\ngo 1.24\n\nrequire %s %s\n", module, release)
-	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte(mod), 0o600); err != nil {
-		return err
-	}
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", path+".new", module+"/cmd/dendrite")
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOFLAGS=-mod=mod", "GOWORK=off", "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("building it: %w: %s", err, out)
-	}
-	return os.Rename(path+".new", path)
+	return command.Program(t)
 }
 
 // startDendrite runs Dendrite, on SQLite, until the test ends.

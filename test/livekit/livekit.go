@@ -9,19 +9,18 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/carillon-chat/carillon/test/peer"
 )
 
-const (
-	module  = "github.com/livekit/livekit-server/cmd/server"
-	version = "v1.13.5"
-	// patience is how long the server may take to answer first.
-	patience = 30 * time.Second
-)
+var server = peer.Command{Module: "github.com/livekit/livekit-server", Path: "/cmd/server", Version: "v1.13.5"}
+
+// patience is how long the server may take to answer first.
+const patience = 30 * time.Second
 
 // Server is a running LiveKit server, which opens no rooms by itself.
 type Server struct {
@@ -86,34 +85,8 @@ func free(t testing.TB) int {
 // program is the server's program.
 func program(t testing.TB) string {
 	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "carillon-test", "livekit-"+version)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.Create(filepath.Join(dir, "lock")) // tests of several packages run at the same time
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "server")
-	if _, err := os.Stat(path); err == nil {
-		return path
-	}
-	if os.Getenv("CI") == "" && os.Getenv("CARILLON_TEST_LIVEKIT") == "" {
+	if os.Getenv("CI") == "" && os.Getenv("CARILLON_TEST_LIVEKIT") == "" && !server.Built(t) {
 		t.Skip("there is no LiveKit server; CARILLON_TEST_LIVEKIT=1 builds one, which takes some minutes")
 	}
-	cmd := exec.Command("go", "install", module+"@"+version)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=", "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatal(fmt.Errorf("building %s: %w: %s", module, err, out))
-	}
-	return path
+	return server.Program(t)
 }

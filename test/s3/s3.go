@@ -5,7 +5,6 @@ package s3
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -16,14 +15,14 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/carillon-chat/carillon/test/peer"
 )
 
-const (
-	module  = "github.com/versity/versitygw/cmd/versitygw"
-	version = "v1.8.0"
-	// patience is how long the store may take to answer first.
-	patience = 30 * time.Second
-)
+var gateway = peer.Command{Module: "github.com/versity/versitygw", Path: "/cmd/versitygw", Version: "v1.8.0"}
+
+// patience is how long the store may take to answer first.
+const patience = 30 * time.Second
 
 // Store is a running object store with one bucket.
 type Store struct {
@@ -71,7 +70,7 @@ func Start(t testing.TB) *Store {
 // Run starts the process, and waits until it answers.
 func (s *Store) Run() {
 	s.t.Helper()
-	s.cmd = exec.Command(program(s.t), "--access", s.AccessKey, "--secret", s.SecretKey, "--port", s.Host, "--quiet",
+	s.cmd = exec.Command(gateway.Program(s.t), "--access", s.AccessKey, "--secret", s.SecretKey, "--port", s.Host, "--quiet",
 		"posix", "--sidecar", filepath.Join(s.dir, "notes"), filepath.Join(s.dir, "data"))
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := s.cmd.Start(); err != nil {
@@ -110,36 +109,4 @@ func (s *Store) Keys() (keys []string) {
 		keys = append(keys, o.Key)
 	}
 	return keys
-}
-
-// program is the store's program, built if it is not there yet.
-func program(t testing.TB) string {
-	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "carillon-test", "versitygw-"+version)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.Create(filepath.Join(dir, "lock")) // tests of several packages run at the same time
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "versitygw")
-	if _, err := os.Stat(path); err == nil {
-		return path
-	}
-	cmd := exec.Command("go", "install", module+"@"+version)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=", "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatal(fmt.Errorf("building %s: %w: %s", module, err, out))
-	}
-	return path
 }

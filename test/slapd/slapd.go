@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
+
+	"github.com/carillon-chat/carillon/test/peer"
 )
 
 // The directory's root and who may write.
@@ -179,31 +181,14 @@ func program(t testing.TB) string {
 	if _, err := os.Stat("/usr/sbin/slapd"); err == nil {
 		return "/"
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "carillon-test", "slapd")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := os.Create(filepath.Join(dir, "lock")) // tests of several packages run at the same time
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	root, done := filepath.Join(dir, "root"), filepath.Join(dir, "done")
-	if _, err := os.Stat(done); err == nil {
-		return root
-	}
-	script := `set -e; rm -rf root; mkdir root; apt-get download slapd libltdl7 libwrap0 >/dev/null 2>&1; for d in *.deb; do dpkg-deb -x "$d" root; rm "$d"; done; touch done`
-	cmd := exec.Command("sh", "-c", script)
-	cmd.Dir = dir
-	if _, err := cmd.CombinedOutput(); err != nil {
-		t.Skip("this test needs OpenLDAP's server: apt-get install slapd")
-	}
-	return root
+	dir := peer.Folder(t, "slapd", func(dir string) error {
+		script := `set -e; rm -rf root; mkdir root; apt-get download slapd libltdl7 libwrap0 >/dev/null 2>&1; for d in *.deb; do dpkg-deb -x "$d" root; rm "$d"; done`
+		cmd := exec.Command("sh", "-c", script)
+		cmd.Dir = dir
+		if cmd.Run() != nil {
+			return peer.Missing("this test needs OpenLDAP's server: apt-get install slapd")
+		}
+		return nil
+	})
+	return filepath.Join(dir, "root")
 }

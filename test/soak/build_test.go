@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
+	"github.com/carillon-chat/carillon/test/program"
 )
 
 // joiners is how many people of one site join at a time.
@@ -14,7 +15,7 @@ const joiners = 4
 
 // build starts the sites, makes the accounts and fills the rooms.
 func (s *soak) build() {
-	bin, ca, prefix := program(s.t), httpapitest.NewAuthority(s.t), addresses(s.t)
+	bin, ca, prefix := program.Path(s.t), httpapitest.NewAuthority(s.t), addresses(s.t)
 	for n := range s.o.sites {
 		s.sites = append(s.sites, newSite(s.t, n, prefix, bin, ca, s.wires))
 	}

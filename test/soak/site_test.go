@@ -20,20 +20,6 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
 )
 
-// program builds the binary, or takes the one that CARILLON_BIN names.
-func program(t *testing.T) string {
-	t.Helper()
-	if bin := os.Getenv("CARILLON_BIN"); bin != "" {
-		return bin
-	}
-	bin := filepath.Join(t.TempDir(), "carillon")
-	build := exec.Command("go", "build", "-tags", "goolm,nodynamic", "-o", bin, "github.com/carillon-chat/carillon/cmd/carillon")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("building: %v\n%s", err, out)
-	}
-	return bin
-}
-
 // serviceToken is the application service of the tests, through which most people act.
 const serviceToken = "soak-service-token"
 
