@@ -30,8 +30,8 @@ const siteRetry = 15 * time.Second
 const (
 	qRoomSites      = `SELECT room_key, site, state FROM as_room_sites`
 	qSaveRoomSite   = `INSERT INTO as_room_sites (room_key, site, state, changed_at) VALUES ($1, $2, $3, $4) ON CONFLICT (room_key, site) DO UPDATE SET state = excluded.state, changed_at = excluded.changed_at`
-	qInvitations    = `SELECT room_id, user_id, inviter FROM as_invitations ORDER BY created_at, room_id, user_id`
-	qSaveInvitation = `INSERT INTO as_invitations (room_id, user_id, inviter, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (room_id, user_id) DO UPDATE SET inviter = excluded.inviter`
+	qInvitations    = `SELECT room_id, user_id, inviter, created_at FROM as_invitations ORDER BY created_at, room_id, user_id`
+	qSaveInvitation = `INSERT INTO as_invitations (room_id, user_id, inviter, created_at) VALUES ($1, $2, $3, $4) ON CONFLICT (room_id, user_id) DO UPDATE SET inviter = excluded.inviter, created_at = excluded.created_at`
 	qDropInvitation = `DELETE FROM as_invitations WHERE room_id = $1 AND user_id = $2`
 )
 
@@ -40,6 +40,7 @@ type invitation struct {
 	room    id.RoomID
 	user    id.UserID
 	inviter id.UserID
+	at      int64 // when it came, in milliseconds
 }
 
 // crossing is one thing to do together with another site, named as it is recorded.
@@ -200,7 +201,7 @@ func (x *run) acceptInvitations(list []invitation) (jobs []crossing) {
 				x.later(time.Minute)
 				continue
 			}
-			inv = invitation{row.room, bot, x.r.opts.Sites.Named(row.home).Bot}
+			inv = invitation{room: row.room, user: bot, inviter: x.r.opts.Sites.Named(row.home).Bot}
 		}
 		jobs = append(jobs, crossing{row.home, "joining another site's room", w.key, func(ctx context.Context) error {
 			if err := x.r.mx.JoinVia(ctx, bot, inv.room, inv.inviter.Homeserver(), x.r.serverOf(&row)); err != nil {
@@ -276,15 +277,25 @@ func (x *run) siteOfBot(bot id.UserID) string {
 	return s.Name
 }
 
+// An invitation is here before the room that it is to has it: the server that is invited signs it first. So one that
+// the room does not know is tried again before it is taken for void.
+const (
+	voidAfter   = 5 * time.Minute
+	unknownTime = 2 * time.Second
+)
+
 // accept makes a person join a room to which another site's bot has invited him. An invitation that is void by now is
 // forgotten.
 func (x *run) accept(ctx context.Context, inv invitation) error {
 	err := x.r.mx.JoinVia(ctx, inv.user, inv.room, inv.inviter.Homeserver())
-	if err != nil && !mxclient.IsPermanent(err) {
-		return fmt.Errorf("joining: %w", err)
-	}
-	if err == nil {
+	switch {
+	case err == nil:
 		x.count("join", 1)
+	case !mxclient.IsPermanent(err):
+		return fmt.Errorf("joining: %w", err)
+	case x.r.now()-inv.at < voidAfter.Milliseconds():
+		x.later(unknownTime)
+		return nil
 	}
 	return x.r.dropInvitation(ctx, inv)
 }
@@ -475,7 +486,7 @@ func (r *Reconciler) saveRoomSite(ctx context.Context, key, site, state string) 
 func (r *Reconciler) readInvitations(ctx context.Context) (list []invitation, err error) {
 	err = r.db.Read(ctx, func(tx *sqldb.Tx) error {
 		list, err = sqldb.Select(tx, func(rows *sqldb.Rows) (i invitation, err error) {
-			err = rows.Scan(&i.room, &i.user, &i.inviter)
+			err = rows.Scan(&i.room, &i.user, &i.inviter, &i.at)
 			return i, err
 		}, qInvitations)
 		return err

@@ -26,13 +26,13 @@ func TestTheTreeReachesAllSites(t *testing.T) {
 	head.imports(small(), appservice.ImportOptions{})
 	c.same()
 	p := sc.tree().Person("2002")
-	if p == nil || p.Site != "四川" || sc.svc.Sites().UserOf(p).Homeserver() != string(sc.hs.Name) || p.Mobile == "" {
+	if p == nil || p.Site != "四川" || sc.Service().Sites().UserOf(p).Homeserver() != string(sc.HS.Name) || p.Mobile == "" {
 		t.Fatalf("the person is %s", text(p))
 	}
-	if got := gd.svc.Sites().PersonOf(gd.tree(), sc.svc.Sites().UserOf(p)); got == nil || got.ID != "2002" {
+	if got := gd.Service().Sites().PersonOf(gd.tree(), sc.Service().Sites().UserOf(p)); got == nil || got.ID != "2002" {
 		t.Errorf("the account belongs to %s", text(got))
 	}
-	if got := gd.svc.Sites().PersonOf(gd.tree(), id.NewUserID(p.Localpart, string(gd.hs.Name))); got != nil {
+	if got := gd.Service().Sites().PersonOf(gd.tree(), id.NewUserID(p.Localpart, string(gd.HS.Name))); got != nil {
 		t.Errorf("an account of the same name at another site belongs to %s", text(got))
 	}
 
@@ -50,7 +50,7 @@ func TestTheTreeReachesAllSites(t *testing.T) {
 		t.Errorf("the account did not move: %s", text(p))
 	}
 	for _, s := range c.sites {
-		eventually(t, s.name+" sees all sites in order", func() bool {
+		eventually(t, s.Name+" sees all sites in order", func() bool {
 			_, out := s.admin("GET", "/sites", "")
 			states := out.Get("sites.#.state").String()
 			return states == `["current","current","current"]`
@@ -61,18 +61,18 @@ func TestTheTreeReachesAllSites(t *testing.T) {
 }
 
 func onlyTheHeadOfficeImports(t *testing.T, head, gd *site) {
-	_, err := gd.svc.Import(t.Context(), small(), appservice.ImportOptions{Actor: "test"})
-	if !errors.Is(err, sites.ErrNotHead) || !strings.Contains(err.Error(), "总部") || !strings.Contains(err.Error(), string(head.hs.Name)) {
+	_, err := gd.Service().Import(t.Context(), small(), appservice.ImportOptions{Actor: "test"})
+	if !errors.Is(err, sites.ErrNotHead) || !strings.Contains(err.Error(), "总部") || !strings.Contains(err.Error(), string(head.HS.Name)) {
 		t.Errorf("importing elsewhere: %v", err)
 	}
 	code, out := gd.admin("POST", "/org/import", "id,name\n1,x\n")
 	if code != 409 || out.Get("errcode").Str != "IM_CARILLON_NOT_HEAD_OFFICE" {
 		t.Errorf("importing elsewhere by the API: %d %s", code, out.Raw)
 	}
-	if _, err := gd.svc.Org().RaiseEpoch(t.Context(), org.Mark{}, "test"); !errors.Is(err, org.ErrReplica) {
+	if _, err := gd.Service().Org().RaiseEpoch(t.Context(), org.Mark{}, "test"); !errors.Is(err, org.ErrReplica) {
 		t.Errorf("raising the epoch elsewhere: %v", err)
 	}
-	if plan, problems := gd.svc.Org().PlanDue(); len(problems) > 0 || !plan.Empty() {
+	if plan, problems := gd.Service().Org().PlanDue(); len(problems) > 0 || !plan.Empty() {
 		t.Errorf("the calendar counts elsewhere: %v %v", plan, problems)
 	}
 }
@@ -83,7 +83,7 @@ func TestASiteImportsItsOwnPeople(t *testing.T) {
 	head, sc := c.sites[0], c.sites[1]
 	head.imports(small(), appservice.ImportOptions{})
 	c.same()
-	eventually(t, "the site knows what is delegated", func() bool { return len(sc.svc.Sites().DelegatedTo(sc.svc.Sites().Own())) == 1 })
+	eventually(t, "the site knows what is delegated", func() bool { return len(sc.Service().Sites().DelegatedTo(sc.Service().Sites().Own())) == 1 })
 
 	people := func(list ...*org.Person) *org.Import { return &org.Import{HasPeople: true, People: list} }
 	moved := person("2002", "赵成", "sc")
@@ -110,7 +110,7 @@ func TestASiteImportsItsOwnPeople(t *testing.T) {
 		"an administrator":        people(boss),
 		"a unit":                  {HasUnits: true, Units: []*org.Unit{{ID: "new", ParentID: "sc", Name: "新"}}},
 	} {
-		if _, err := sc.svc.Import(t.Context(), imp, appservice.ImportOptions{Actor: "test"}); !errors.Is(err, sites.ErrOutside) {
+		if _, err := sc.Service().Import(t.Context(), imp, appservice.ImportOptions{Actor: "test"}); !errors.Is(err, sites.ErrOutside) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -125,15 +125,15 @@ func TestASiteImportsItsOwnPeople(t *testing.T) {
 
 	// The head office changes a person while the site does: the head office's word counts, and is told.
 	c.same()
-	sc.end()
+	sc.End()
 	hers := small()
 	hers.People = []*org.Person{person("2003", "周大新", "cd"), person("1002", "吴同", "hq")}
 	hers.HasUnits, hers.Units = false, nil
 	head.imports(hers, appservice.ImportOptions{})
-	head.hs.Cut()
+	head.HS.Cut()
 	sc.start()
 	res = sc.imports(people(person("2003", "周小新", "cd"), person("2002", "赵大成", "sc"), double(person("2004", "吴", "cd"))), appservice.ImportOptions{})
-	head.hs.Heal()
+	head.HS.Heal()
 	pr = sc.decided(res.Proposal.ID)
 	if pr.Outcome.Accepted != 1 || len(pr.Outcome.Refused) != 2 || pr.Outcome.Refused[0].Person != "2003" || pr.Outcome.Refused[1].Person != "2004" {
 		t.Fatalf("the decision is %s", text(pr))
@@ -183,39 +183,39 @@ func TestWhatIsForgedIsRefused(t *testing.T) {
 	head.send("true", sc)
 	c.same()
 	eventually(t, "the note has come", func() bool { return len(sc.handled()) == 1 })
-	room := sc.svc.Sites().Room()
+	room := sc.Service().Sites().Room()
 
 	// The homeserver's administrator has no key of the service: an event of the bot is not enough.
 	var genuine mxclient.Event
-	page, err := head.svc.Client().Messages(t.Context(), "", room, "b", "", 50)
+	page, err := head.Service().Client().Messages(t.Context(), "", room, "b", "", 50)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, ev := range page.Events {
-		if ev.Type == sites.EventMessage && ev.Sender == string(head.svc.Client().BotID()) {
+		if ev.Type == sites.EventMessage && ev.Sender == string(head.Service().Client().BotID()) {
 			genuine = *ev
 		}
 	}
 	forged := strings.Replace(string(genuine.Content), `"packet":"`, `"packet":"AA`, 1)
 	for i, content := range []string{forged, `{}`, `{"version":1,"from":"总部","packet":"","signature":""}`, strings.Replace(string(genuine.Content), `"version":1`, `"version":2`, 1)} {
-		if _, err := head.svc.Client().SendEvent(t.Context(), room, "", sites.EventMessage, jsonText(content), fmt.Sprint("forged", i)); err != nil {
+		if _, err := head.Service().Client().SendEvent(t.Context(), room, "", sites.EventMessage, jsonText(content), fmt.Sprint("forged", i)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// A genuine packet of one bot means nothing from another one, and nothing in another room.
 	other := genuine
-	other.ID, other.Sender = "$other", "@somebody:"+string(head.hs.Name)
+	other.ID, other.Sender = "$other", "@somebody:"+string(head.HS.Name)
 	strange := genuine
 	strange.ID, strange.Room = "$strange", "!elsewhere"
 	for _, ev := range []*mxclient.Event{&other, &strange} {
-		if err := sc.svc.Sites().Event(t.Context(), ev); err != nil {
+		if err := sc.Service().Sites().Event(t.Context(), ev); err != nil {
 			t.Error(err)
 		}
 	}
 	// One that is repeated is handled once.
 	again := genuine
 	again.ID = "$again"
-	if err := sc.svc.Sites().Event(t.Context(), &again); err != nil {
+	if err := sc.Service().Sites().Event(t.Context(), &again); err != nil {
 		t.Error(err)
 	}
 	head.send("last", sc)
@@ -225,10 +225,10 @@ func TestWhatIsForgedIsRefused(t *testing.T) {
 	}
 
 	// A service with another key is refused until an operator says that it is right.
-	if err := head.db.Close(); err != nil {
+	if err := head.DB.Close(); err != nil {
 		t.Log(err)
 	}
-	head.end()
+	head.End()
 	rekey(t, head)
 	head.start()
 	head.send("by another key", sc)
@@ -249,7 +249,7 @@ func TestWhatIsForgedIsRefused(t *testing.T) {
 }
 
 func administratorsSeeTheSites(t *testing.T, head *site) {
-	u := head.hs.User("employee")
+	u := head.HS.User("employee")
 	for _, call := range [][2]string{{"GET", "/sites"}, {"GET", "/sites/proposals/x"}, {"POST", "/sites/epoch"}, {"POST", "/sites/trust"}} {
 		for token, want := range map[string]int{"": 401, u.AccessToken: 403} {
 			r := httptest.NewRequest(call[0], "/_carillon/v1"+call[1], strings.NewReader("{}"))
@@ -257,7 +257,7 @@ func administratorsSeeTheSites(t *testing.T, head *site) {
 				r.Header.Set("Authorization", "Bearer "+token)
 			}
 			w := httptest.NewRecorder()
-			head.svc.Handler().ServeHTTP(w, r)
+			head.Service().Handler().ServeHTTP(w, r)
 			if w.Code != want {
 				t.Errorf("%v: %d, want %d", call, w.Code, want)
 			}
@@ -275,20 +275,20 @@ func TestACompanyOfItsOwnIsNotReplaced(t *testing.T) {
 	t.Parallel() // most of it is waiting
 	c := newCompany(t, "总部", "四川")
 	head, sc := c.sites[0], c.sites[1]
-	sc.end()
+	sc.End()
 	all := sc.list
-	sc.name, sc.list = "", nil
+	sc.Name, sc.list = "", nil
 	sc.start()
 	own := &org.Import{HasUnits: true, HasPeople: true, Units: []*org.Unit{{ID: "x", Name: "四川公司"}}, People: []*org.Person{person("9001", "原", "x")}}
 	sc.imports(own, appservice.ImportOptions{})
 	before := sc.tree().Mark()
-	sc.end()
+	sc.End()
 	for range 3 {
 		imp := small()
 		imp.People[0].Name = fmt.Sprint("王", head.tree().Version)
 		head.imports(imp, appservice.ImportOptions{})
 	}
-	sc.name, sc.list = "四川", all
+	sc.Name, sc.list = "四川", all
 	sc.start()
 	eventually(t, "the head office sees another company", func() bool {
 		_, out := head.admin("GET", "/sites", "")
@@ -329,12 +329,12 @@ func TestTheListOfSitesChanges(t *testing.T) {
 	head, sc, gd := c.sites[0], c.sites[1], c.sites[2]
 	head.imports(small(), appservice.ImportOptions{})
 	c.same()
-	old := head.svc.Sites().Room()
-	gd.end()
+	old := head.Service().Sites().Room()
+	gd.End()
 	head.send("lost", gd)
 	again := func(list []sites.Site) {
 		for _, s := range []*site{head, sc} {
-			s.end()
+			s.End()
 			s.list = list
 			s.start()
 		}
@@ -343,7 +343,7 @@ func TestTheListOfSitesChanges(t *testing.T) {
 	head.send("between two", sc)
 	eventually(t, "the other site hears", func() bool { return len(sc.handled()) == 1 })
 	eventually(t, "they speak in another room", func() bool {
-		a, b := head.svc.Sites().Room(), sc.svc.Sites().Room()
+		a, b := head.Service().Sites().Room(), sc.Service().Sites().Room()
 		return a == b && a != "" && a != old
 	})
 	sc.send("in the new room", head)
@@ -356,7 +356,7 @@ func TestTheListOfSitesChanges(t *testing.T) {
 	imp.People[1].Name = "李大川"
 	sc.imports(imp, appservice.ImportOptions{})
 	eventually(t, "the old head office follows", func() bool { return head.tree().Mark() == sc.tree().Mark() })
-	if _, err := head.svc.Import(t.Context(), small(), appservice.ImportOptions{}); !errors.Is(err, sites.ErrNotHead) {
+	if _, err := head.Service().Import(t.Context(), small(), appservice.ImportOptions{}); !errors.Is(err, sites.ErrNotHead) {
 		t.Errorf("importing at the old head office: %v", err)
 	}
 }
@@ -368,21 +368,21 @@ func TestSevenThousandPeople(t *testing.T) {
 	head := c.sites[0]
 	imp := org.Generate(1, 7000, 400, 15)
 	began := time.Now()
-	plan, problems := head.svc.Org().Plan(imp)
+	plan, problems := head.Service().Org().Plan(imp)
 	if err := problems.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := head.svc.Org().Apply(context.Background(), plan, "test"); err != nil {
+	if _, err := head.Service().Org().Apply(context.Background(), plan, "test"); err != nil {
 		t.Fatal(err)
 	}
 	applied := time.Now()
 	c.same()
 	there := time.Now()
 	imp.People[17].Name = "改名"
-	if plan, problems = head.svc.Org().Plan(imp); len(problems) > 0 {
+	if plan, problems = head.Service().Org().Plan(imp); len(problems) > 0 {
 		t.Fatal(problems)
 	}
-	if _, err := head.svc.Org().Apply(context.Background(), plan, "test"); err != nil {
+	if _, err := head.Service().Org().Apply(context.Background(), plan, "test"); err != nil {
 		t.Fatal(err)
 	}
 	c.same()

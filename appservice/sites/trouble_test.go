@@ -19,8 +19,8 @@ func TestALinkIsCut(t *testing.T) {
 	head, sc, gd := c.sites[0], c.sites[1], c.sites[2]
 	head.imports(small(), appservice.ImportOptions{})
 	c.same()
-	sc.hs.Cut()
-	head.hs.Cut()
+	sc.HS.Cut()
+	head.HS.Cut()
 	var want []string
 	for i := range 5 {
 		imp := small()
@@ -35,21 +35,21 @@ func TestALinkIsCut(t *testing.T) {
 		t.Errorf("the site that is cut off knows %s", text(p))
 	}
 	eventually(t, "the head office sees that the site is silent", func() bool {
-		l := head.svc.Sites().Lag(head.svc.Sites().Named("四川"))
+		l := head.Service().Sites().Lag(head.Service().Sites().Named("四川"))
 		return l.Waiting >= 5 && l.Behind > time.Second
 	})
 	eventually(t, "the head office has handled its own", func() bool { return slices.Equal(head.handled(), want) })
-	sc.hs.Heal()
-	head.hs.Heal()
+	sc.HS.Heal()
+	head.HS.Heal()
 	c.same()
 	for _, s := range []*site{sc, gd} {
-		eventually(t, s.name+" has handled everything", func() bool { return len(s.handled()) >= len(want) })
+		eventually(t, s.Name+" has handled everything", func() bool { return len(s.handled()) >= len(want) })
 		if got := s.handled(); !slices.Equal(got, want) {
-			t.Errorf("%s has handled %q", s.name, got)
+			t.Errorf("%s has handled %q", s.Name, got)
 		}
 	}
 	eventually(t, "nothing waits", func() bool {
-		l := head.svc.Sites().Lag(head.svc.Sites().Named("四川"))
+		l := head.Service().Sites().Lag(head.Service().Sites().Named("四川"))
 		return l.Waiting == 0 && l.Behind < time.Second && len(head.handled()) == 10
 	})
 }
@@ -64,10 +64,10 @@ func TestAServiceIsStoppedInTheMiddle(t *testing.T) {
 		want = append(want, fmt.Sprint("总部 ", i))
 		switch i {
 		case 20, 45:
-			sc.end()
+			sc.End()
 			sc.start()
 		case 30:
-			head.end()
+			head.End()
 			head.start()
 		}
 		if i%10 == 0 {
@@ -93,7 +93,7 @@ func TestTheHeadOfficeIsRestored(t *testing.T) {
 	head.send("before", sc)
 	c.same()
 	eventually(t, "the note has come", func() bool { return len(sc.handled()) == 1 })
-	head.end()
+	head.End()
 	restore := head.backup()
 	head.start()
 	imp := small()
@@ -107,7 +107,7 @@ func TestTheHeadOfficeIsRestored(t *testing.T) {
 	eventually(t, "the notes have come", func() bool { return len(sc.handled()) == 4 })
 	lost := sc.tree().Mark()
 
-	head.end()
+	head.End()
 	restore()
 	head.start()
 	head.send("after", sc)
@@ -157,7 +157,7 @@ func TestASiteIsRestored(t *testing.T) {
 	head, sc := c.sites[0], c.sites[1]
 	head.imports(small(), appservice.ImportOptions{})
 	c.same()
-	sc.end()
+	sc.End()
 	restore := sc.backup()
 	sc.start()
 	imp := small()
@@ -167,7 +167,7 @@ func TestASiteIsRestored(t *testing.T) {
 	sc.send("mine", head)
 	c.same()
 	eventually(t, "the notes have come", func() bool { return len(sc.handled()) == 1 && len(head.handled()) == 1 })
-	sc.end()
+	sc.End()
 	restore()
 	head.send("two", sc)
 	sc.start()
@@ -197,15 +197,15 @@ func TestWhateverHappens(t *testing.T) {
 		s := c.sites[rng.IntN(3)]
 		switch n := rng.IntN(20); {
 		case n == 0 && !down[s]:
-			s.end()
+			s.End()
 			down[s] = true
 		case n <= 2 && down[s]:
 			s.start()
 			down[s] = false
 		case n == 3:
-			s.hs.Cut()
+			s.HS.Cut()
 		case n == 4:
-			s.hs.Heal()
+			s.HS.Heal()
 		case n == 5 && !down[head]:
 			imp := small()
 			imp.People[rng.IntN(4)].Name = fmt.Sprint("名", i)
@@ -217,12 +217,12 @@ func TestWhateverHappens(t *testing.T) {
 			note := fmt.Sprint(i)
 			s.send(note, to...)
 			for _, o := range to {
-				want[o][s.name] = append(want[o][s.name], s.name+" "+note)
+				want[o][s.Name] = append(want[o][s.Name], s.Name+" "+note)
 			}
 		}
 	}
 	for _, s := range c.sites {
-		s.hs.Heal()
+		s.HS.Heal()
 		if down[s] {
 			s.start()
 		}
@@ -233,15 +233,15 @@ func TestWhateverHappens(t *testing.T) {
 		for _, from := range c.sites {
 			got := func() (list []string) {
 				for _, note := range s.handled() {
-					if strings.HasPrefix(note, from.name+" ") {
+					if strings.HasPrefix(note, from.Name+" ") {
 						list = append(list, note)
 					}
 				}
 				return list
 			}
-			eventually(t, s.name+" has handled what "+from.name+" has sent", func() bool { return len(got()) >= len(want[s][from.name]) })
-			if list := got(); !slices.Equal(list, want[s][from.name]) {
-				t.Errorf("%s has handled of %s %q, want %q", s.name, from.name, list, want[s][from.name])
+			eventually(t, s.Name+" has handled what "+from.Name+" has sent", func() bool { return len(got()) >= len(want[s][from.Name]) })
+			if list := got(); !slices.Equal(list, want[s][from.Name]) {
+				t.Errorf("%s has handled of %s %q, want %q", s.Name, from.Name, list, want[s][from.Name])
 			}
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
@@ -16,14 +15,10 @@ import (
 	"github.com/tidwall/gjson"
 
 	"github.com/carillon-chat/carillon/appservice"
-	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/appservice/org"
 	"github.com/carillon-chat/carillon/appservice/sites"
-	"github.com/carillon-chat/carillon/homeserver"
-	"github.com/carillon-chat/carillon/homeserver/accounts"
-	"github.com/carillon-chat/carillon/homeserver/hstest"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
-	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/branch"
 )
 
 // company is several sites: a homeserver and a service each, that federate.
@@ -34,17 +29,10 @@ type company struct {
 
 // site is one of them.
 type site struct {
-	t    testing.TB
-	name string
-	hs   *hstest.Server
-	reg  *appservice.Registration
-	dsn  string
-	db   *sqldb.DB
+	*branch.Branch
 	list []sites.Site
 
 	mu    sync.Mutex
-	svc   *appservice.Service
-	stop  func()
 	notes []string // of the messages of kind "note", in the order in which they were handled
 }
 
@@ -57,13 +45,13 @@ func (s *site) handled() []string {
 
 // send sends a note to sites.
 func (s *site) send(text string, to ...*site) {
-	s.t.Helper()
+	s.T.Helper()
 	var list []sites.Site
 	for _, o := range to {
-		list = append(list, s.svc.Sites().Named(o.name))
+		list = append(list, s.Service().Sites().Named(o.Name))
 	}
-	if err := s.db.Write(context.Background(), func(tx *sqldb.Tx) error { return s.svc.Sites().Send(tx, list, "note", text) }); err != nil {
-		s.t.Fatal(err)
+	if err := s.DB.Write(context.Background(), func(tx *sqldb.Tx) error { return s.Service().Sites().Send(tx, list, "note", text) }); err != nil {
+		s.T.Fatal(err)
 	}
 }
 
@@ -71,34 +59,12 @@ func (s *site) send(text string, to ...*site) {
 func newCompany(t testing.TB, names ...string) *company {
 	t.Helper()
 	c := &company{t: t}
-	next := 0
-	option := func(o *homeserver.Options) {
-		s := &site{t: t, name: names[next], reg: appservice.NewRegistration(string(o.ServerName), "http://service"), dsn: sqldbtest.DSN(t)}
-		next++
-		c.sites = append(c.sites, s)
-		yaml, err := s.reg.YAML()
-		if err != nil {
-			t.Fatal(err)
-		}
-		reg, err := accounts.ParseRegistration(yaml)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.ApplicationServices = append(o.ApplicationServices, reg)
-		o.Transports = map[string]http.RoundTripper{reg.ID: mxclient.NewHandlerTransport(http.HandlerFunc(s.serve))}
-	}
-	var servers []*hstest.Server
-	if len(names) == 2 {
-		a, b := hstest.Pair(t, option)
-		servers = []*hstest.Server{a, b}
-	} else {
-		a, b, d := hstest.Trio(t, option)
-		servers = []*hstest.Server{a, b, d}
+	for _, b := range branch.Open(t, names...) {
+		c.sites = append(c.sites, &site{Branch: b})
 	}
 	var list []sites.Site
 	for i, s := range c.sites {
-		s.hs = servers[i]
-		entry := sites.Site{Name: s.name, ServerName: string(s.hs.Name), Head: i == 0}
+		entry := sites.Site{Name: s.Name, ServerName: string(s.HS.Name), Head: i == 0}
 		if i == 1 {
 			entry.Units = []string{"sc"}
 		}
@@ -107,89 +73,51 @@ func newCompany(t testing.TB, names ...string) *company {
 	for _, s := range c.sites {
 		s.list = list
 		s.start()
-		t.Cleanup(func() { s.end() })
 	}
 	return c
 }
 
-// serve hands the homeserver's transactions to the service, which may be down.
-func (s *site) serve(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	svc := s.svc
-	s.mu.Unlock()
-	if svc == nil {
-		w.WriteHeader(http.StatusBadGateway)
-		return
-	}
-	svc.Handler().ServeHTTP(w, r)
-}
-
 // start starts the site's service on its database.
 func (s *site) start() {
-	s.t.Helper()
-	db, err := sqldb.Open(s.dsn)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	svc, err := appservice.New(context.Background(), appservice.Options{
-		DB: db, ServerName: string(s.hs.Name), Registration: s.reg, HomeserverURL: "http://homeserver", NoAllStaff: true,
-		Transport: mxclient.NewHandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.hs.Handler().ServeHTTP(w, r) })),
-		Sites:     sites.Options{Own: s.name, List: s.list, Beat: 300 * time.Millisecond, Retry: 300 * time.Millisecond},
-	})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	svc.Sites().Handle("note", func(ctx context.Context, _ *sqldb.Tx, from sites.Site, body json.RawMessage) error {
-		var text string
-		if err := json.Unmarshal(body, &text); err != nil {
-			return sites.Refuse(err)
-		}
-		sites.After(ctx, func() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.notes = append(s.notes, from.Name+" "+text)
+	s.T.Helper()
+	s.Start(appservice.Options{
+		NoAllStaff: true, Sites: sites.Options{Own: s.Name, List: s.list, Beat: 300 * time.Millisecond, Retry: 300 * time.Millisecond},
+	}, func(svc *appservice.Service) {
+		svc.Sites().Handle("note", func(ctx context.Context, _ *sqldb.Tx, from sites.Site, body json.RawMessage) error {
+			var text string
+			if err := json.Unmarshal(body, &text); err != nil {
+				return sites.Refuse(err)
+			}
+			sites.After(ctx, func() {
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				s.notes = append(s.notes, from.Name+" "+text)
+			})
+			return nil
 		})
-		return nil
-	})
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() { defer close(done); _ = svc.Run(ctx) }()
-	s.mu.Lock()
-	s.svc, s.db = svc, db
-	s.mu.Unlock()
-	s.stop = sync.OnceFunc(func() {
-		s.mu.Lock()
-		s.svc = nil
-		s.mu.Unlock()
-		cancel()
-		<-done
-		db.Close()
 	})
 }
-
-// end stops the site's service.
-func (s *site) end() { s.stop() }
 
 // admin calls the API as the operator.
 func (s *site) admin(method, path, body string) (int, gjson.Result) {
 	r := httptest.NewRequest(method, "/_carillon/v1"+path, strings.NewReader(body))
 	w := httptest.NewRecorder()
-	s.svc.Operator().ServeHTTP(w, r)
+	s.Service().Operator().ServeHTTP(w, r)
 	return w.Code, gjson.ParseBytes(w.Body.Bytes())
 }
 
 // imports imports a company at a site.
 func (s *site) imports(imp *org.Import, o appservice.ImportOptions) *appservice.ImportResult {
-	s.t.Helper()
+	s.T.Helper()
 	o.Actor = "test"
-	res, err := s.svc.Import(s.t.Context(), imp, o)
+	res, err := s.Service().Import(s.T.Context(), imp, o)
 	if err != nil {
-		s.t.Fatalf("importing at %s: %v", s.name, err)
+		s.T.Fatalf("importing at %s: %v", s.Name, err)
 	}
 	return res
 }
 
-func (s *site) tree() *org.Tree { return s.svc.Org().Tree() }
+func (s *site) tree() *org.Tree { return s.Service().Org().Tree() }
 
 // eventually waits for what the background brings about.
 func eventually(t testing.TB, what string, ok func() bool) {
@@ -205,7 +133,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 func (c *company) same() {
 	c.t.Helper()
 	for _, s := range c.sites[1:] {
-		eventually(c.t, s.name+" has the head office's tree", func() bool { return s.tree().Mark() == c.sites[0].tree().Mark() })
+		eventually(c.t, s.Name+" has the head office's tree", func() bool { return s.tree().Mark() == c.sites[0].tree().Mark() })
 	}
 }
 
@@ -240,7 +168,7 @@ func jsonText(s string) json.RawMessage { return json.RawMessage(s) }
 // rekey makes a site's service forget its key, as if it had been set up anew.
 func rekey(t testing.TB, s *site) {
 	t.Helper()
-	db, err := sqldb.Open(s.dsn)
+	db, err := sqldb.Open(s.DSN)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,23 +184,23 @@ func rekey(t testing.TB, s *site) {
 
 // backup copies the database of a service that is stopped; the answer puts the copy in its place.
 func (s *site) backup() (restore func()) {
-	s.t.Helper()
+	s.T.Helper()
 	copies := map[string][]byte{}
 	for _, suffix := range []string{"", "-wal"} {
-		b, err := os.ReadFile(s.dsn + suffix)
+		b, err := os.ReadFile(s.DSN + suffix)
 		if err != nil && (suffix == "" || !errors.Is(err, os.ErrNotExist)) {
-			s.t.Fatal(err)
+			s.T.Fatal(err)
 		}
 		copies[suffix] = b
 	}
 	return func() {
-		s.t.Helper()
+		s.T.Helper()
 		for _, suffix := range []string{"", "-wal", "-shm"} {
-			_ = os.Remove(s.dsn + suffix)
+			_ = os.Remove(s.DSN + suffix)
 		}
 		for suffix, b := range copies {
-			if err := os.WriteFile(s.dsn+suffix, b, 0o600); err != nil {
-				s.t.Fatal(err)
+			if err := os.WriteFile(s.DSN+suffix, b, 0o600); err != nil {
+				s.T.Fatal(err)
 			}
 		}
 	}
@@ -280,12 +208,12 @@ func (s *site) backup() (restore func()) {
 
 // decided waits for the head office's decision on a proposal.
 func (s *site) decided(proposal string) *sites.Proposal {
-	s.t.Helper()
+	s.T.Helper()
 	var p *sites.Proposal
-	eventually(s.t, "the head office decides", func() bool {
+	eventually(s.T, "the head office decides", func() bool {
 		var err error
-		if p, err = s.svc.Sites().Proposal(s.t.Context(), proposal); err != nil || p == nil {
-			s.t.Fatal(p, err)
+		if p, err = s.Service().Sites().Proposal(s.T.Context(), proposal); err != nil || p == nil {
+			s.T.Fatal(p, err)
 		}
 		return p.Outcome != nil
 	})

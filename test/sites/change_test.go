@@ -32,12 +32,12 @@ func TestALaterSite(t *testing.T) {
 	c.members("all-staff", c.sites, everybody(imp)...)
 	c.members("unit:gd", []*site{hq, gd}, "3001", "3002", "3003") // the old accounts stay at the head office
 	if s := c.of("3003"); s != gd {
-		t.Errorf("the new account is at %s", s.name)
+		t.Errorf("the new account is at %s", s.Name)
 	}
 	if got := gd.room("unit:gd"); got != room {
 		t.Errorf("the unit's room is %s now, it was %s", got, room)
 	}
-	bot := string(gd.service().Client().BotID())
+	bot := string(gd.Service().Client().BotID())
 	for _, key := range []string{"company", "all-staff", "unit:sc"} {
 		eventually(t, "the new bot has power in "+key, func() bool {
 			s := hq
@@ -55,7 +55,7 @@ func TestALaterSite(t *testing.T) {
 	}
 	c.imports(imp)
 	eventually(t, "the new home names the room", func() bool {
-		a := hq.hs.Do(hq.reg.ASToken, "GET", "/_matrix/client/v3/rooms/"+url.PathEscape(string(room))+"/state", nil)
+		a := hq.HS.Do(hq.Reg.ASToken, "GET", "/_matrix/client/v3/rooms/"+url.PathEscape(string(room))+"/state", nil)
 		ev := a.Get(`#(type=="m.room.name")`)
 		return ev.Get("content.name").Str == "广东新公司" && ev.Get("sender").Str == bot
 	})
@@ -72,17 +72,17 @@ func TestInvitations(t *testing.T) {
 	c.imports(staff())
 	c.members("all-staff", c.sites[:2], everybody(staff())...)
 	invite := func(s *site, by string) id.RoomID {
-		a := s.hs.Do(by, "POST", hstest.Path("createRoom"), map[string]any{"preset": "private_chat", "invite": []string{string(c.user("2001"))}})
+		a := s.HS.Do(by, "POST", hstest.Path("createRoom"), map[string]any{"preset": "private_chat", "invite": []string{string(c.user("2001"))}})
 		if a.Status != http.StatusOK {
 			t.Fatalf("creating: %d %s", a.Status, a.Body)
 		}
 		return id.RoomID(a.Get("room_id").Str)
 	}
-	strange := invite(c.sites[2], c.sites[2].reg.ASToken) // a bot of the same name
+	strange := invite(c.sites[2], c.sites[2].Reg.ASToken) // a bot of the same name
 	colleague := invite(hq, c.token("1001"))
-	known := invite(hq, hq.reg.ASToken)
+	known := invite(hq, hq.Reg.ASToken)
 	standing := func(room id.RoomID) string {
-		m, err := sc.hs.Rooms().MembershipOf(t.Context(), matrix.UserID(c.user("2001")), matrix.RoomID(room))
+		m, err := sc.HS.Rooms().MembershipOf(t.Context(), matrix.UserID(c.user("2001")), matrix.RoomID(room))
 		if err != nil || m == nil {
 			return ""
 		}

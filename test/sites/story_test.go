@@ -50,7 +50,7 @@ func TestOneCompanyOverThreeSites(t *testing.T) {
 	c.quiet()
 	// A unit goes to another site: the room stays the same, and has another home.
 	room := sc.room("unit:cd")
-	eventually(t, "广东 knows the room", func() bool { r, ok := gd.service().Rooms().Room("unit:cd"); return ok && r == room })
+	eventually(t, "广东 knows the room", func() bool { r, ok := gd.Service().Rooms().Room("unit:cd"); return ok && r == room })
 	for _, u := range imp.Units {
 		if u.ID == "cd" {
 			u.Site, u.OwnSite, u.Name = "广东", true, "成都中心"
@@ -58,13 +58,13 @@ func TestOneCompanyOverThreeSites(t *testing.T) {
 	}
 	c.imports(imp)
 	eventually(t, "广东 looks after 成都办", func() bool {
-		r, ok := gd.service().Rooms().Room("unit:cd")
+		r, ok := gd.Service().Rooms().Room("unit:cd")
 		return ok && r == room && c.name(gd, "unit:cd") == "成都中心"
 	})
 	c.members("unit:cd", []*site{sc, gd}, "2003", "2001")
 	c.quiet()
 	for _, s := range c.sites {
-		eventually(t, "looking at the homeserver finds nothing to mend at "+s.name, func() bool { return s.run(true) == 0 })
+		eventually(t, "looking at the homeserver finds nothing to mend at "+s.Name, func() bool { return s.run(true) == 0 })
 	}
 }
 
@@ -75,7 +75,7 @@ func (c *company) name(s *site, key string) string {
 
 func (c *company) state(s *site, key, typ, stateKey string) gjson.Result {
 	c.t.Helper()
-	a := s.hs.Do(s.reg.ASToken, "GET", "/_matrix/client/v3/rooms/"+url.PathEscape(string(s.room(key)))+"/state/"+typ+"/"+url.PathEscape(stateKey), nil)
+	a := s.HS.Do(s.Reg.ASToken, "GET", "/_matrix/client/v3/rooms/"+url.PathEscape(string(s.room(key)))+"/state/"+typ+"/"+url.PathEscape(stateKey), nil)
 	return gjson.ParseBytes(a.Body)
 }
 
@@ -84,17 +84,17 @@ func (c *company) homes(want map[string]*site) {
 	c.t.Helper()
 	for key, s := range want {
 		room := s.room(key)
-		a := s.hs.Do(s.reg.ASToken, "GET", "/_matrix/client/v3/rooms/"+url.PathEscape(string(room))+"/state", nil)
+		a := s.HS.Do(s.Reg.ASToken, "GET", "/_matrix/client/v3/rooms/"+url.PathEscape(string(room))+"/state", nil)
 		create := gjson.ParseBytes(a.Body).Get(`#(type=="m.room.create")`)
-		if create.Get("sender").Str != string(s.service().Client().BotID()) {
-			c.t.Errorf("%s was made by %s, not at %s", key, create.Get("sender"), s.name)
+		if create.Get("sender").Str != string(s.Service().Client().BotID()) {
+			c.t.Errorf("%s was made by %s, not at %s", key, create.Get("sender"), s.Name)
 		}
 		if n := create.Get("content.additional_creators.#").Int(); n != int64(len(c.sites)-1) || create.Get("content.room_version").Str != "12" {
 			c.t.Errorf("%s: %s", key, create.Get("content"))
 		}
 		for _, o := range c.sites {
-			if r, ok := o.service().Rooms().Room(key); ok && r != room {
-				c.t.Errorf("%s is %s at %s and %s at %s", key, room, s.name, r, o.name)
+			if r, ok := o.Service().Rooms().Room(key); ok && r != room {
+				c.t.Errorf("%s is %s at %s and %s at %s", key, room, s.Name, r, o.Name)
 			}
 		}
 	}

@@ -4,9 +4,7 @@
 package sites_test
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,15 +21,11 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"github.com/carillon-chat/carillon/appservice"
-	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/appservice/org"
 	"github.com/carillon-chat/carillon/appservice/sites"
-	"github.com/carillon-chat/carillon/homeserver"
-	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/hstest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
-	"github.com/carillon-chat/carillon/homeserver/sqldb"
-	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/branch"
 )
 
 func TestMain(m *testing.M) {
@@ -53,16 +47,8 @@ type company struct {
 
 // site is a homeserver and a service.
 type site struct {
-	t    *testing.T
-	c    *company
-	name string
-	hs   *hstest.Server
-	reg  *appservice.Registration
-	dsn  string
-
-	mu     sync.Mutex
-	svc    *appservice.Service
-	stop   func()
+	*branch.Branch
+	c      *company
 	tokens map[string]string
 }
 
@@ -70,35 +56,8 @@ type site struct {
 func newCompany(t *testing.T, names ...string) *company {
 	t.Helper()
 	c := &company{t: t, grace: time.Second}
-	next := 0
-	option := func(o *homeserver.Options) {
-		s := &site{t: t, c: c, name: names[next], reg: appservice.NewRegistration(string(o.ServerName), "http://service"), dsn: sqldbtest.DSN(t), tokens: map[string]string{}}
-		next++
-		c.sites = append(c.sites, s)
-		yaml, err := s.reg.YAML()
-		if err != nil {
-			t.Fatal(err)
-		}
-		reg, err := accounts.ParseRegistration(yaml)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.ApplicationServices = append(o.ApplicationServices, reg)
-		o.Transports = map[string]http.RoundTripper{reg.ID: mxclient.NewHandlerTransport(http.HandlerFunc(s.serve))}
-	}
-	var servers []*hstest.Server
-	if len(names) == 2 {
-		a, b := hstest.Pair(t, option)
-		servers = []*hstest.Server{a, b}
-	} else {
-		a, b, d := hstest.Trio(t, option)
-		servers = []*hstest.Server{a, b, d}
-	}
-	for i, s := range c.sites {
-		s.hs = servers[i]
-	}
-	for _, s := range c.sites {
-		t.Cleanup(s.end)
+	for _, b := range branch.Open(t, names...) {
+		c.sites = append(c.sites, &site{Branch: b, c: c, tokens: map[string]string{}})
 	}
 	return c
 }
@@ -107,102 +66,42 @@ func newCompany(t *testing.T, names ...string) *company {
 func (c *company) start(n int) {
 	c.t.Helper()
 	for _, s := range c.sites[:n] {
-		s.end()
+		s.End()
 		s.start(n)
 	}
 }
 
-// serve hands the homeserver's transactions to the service, which may be down.
-func (s *site) serve(w http.ResponseWriter, r *http.Request) {
-	svc := s.service()
-	if svc == nil {
-		w.WriteHeader(http.StatusBadGateway)
-		return
-	}
-	svc.Handler().ServeHTTP(w, r)
-}
-
-func (s *site) service() *appservice.Service {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.svc
-}
-
 // start starts the service of a company of n sites.
 func (s *site) start(n int) {
-	s.t.Helper()
+	s.T.Helper()
 	var list []sites.Site
 	for i, o := range s.c.sites[:n] {
-		list = append(list, sites.Site{Name: o.name, ServerName: string(o.hs.Name), Head: i == 0})
+		list = append(list, sites.Site{Name: o.Name, ServerName: string(o.HS.Name), Head: i == 0})
 	}
-	var db *sqldb.DB
-	var err error
-	for range 200 { // a PostgreSQL server takes a moment to notice that its client has gone
-		if db, err = sqldb.Open(s.dsn); !errors.Is(err, sqldb.ErrInUse) {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	opts := appservice.Options{
-		DB: db, ServerName: string(s.hs.Name), Registration: s.reg, HomeserverURL: "http://homeserver", Language: "en", Company: "集团",
-		SiteGrace: s.c.grace,
-		Transport: mxclient.NewHandlerTransport(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.hs.Handler().ServeHTTP(w, r) })),
-	}
+	opts := appservice.Options{Language: "en", Company: "集团", SiteGrace: s.c.grace}
 	if n > 1 {
-		opts.Sites = sites.Options{Own: s.name, List: list, Beat: 300 * time.Millisecond, Retry: 300 * time.Millisecond}
+		opts.Sites = sites.Options{Own: s.Name, List: list, Beat: 300 * time.Millisecond, Retry: 300 * time.Millisecond}
 	}
-	svc, err := appservice.New(context.Background(), opts)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := svc.Run(ctx); err != nil {
-			s.t.Errorf("the service of %s ended: %v", s.name, err)
-		}
-	}()
-	s.mu.Lock()
-	s.svc = svc
-	s.mu.Unlock()
-	s.stop = sync.OnceFunc(func() {
-		s.mu.Lock()
-		s.svc = nil
-		s.mu.Unlock()
-		cancel()
-		<-done
-		db.Close()
-	})
-}
-
-// end stops the service.
-func (s *site) end() {
-	if s.stop != nil {
-		s.stop()
-	}
+	s.Start(opts, nil)
 }
 
 // cut cuts the link between two sites, heal mends it.
 func (c *company) cut() {
 	for _, s := range c.sites {
-		s.hs.Cut()
+		s.HS.Cut()
 	}
 }
 
 func (c *company) heal() {
 	for _, s := range c.sites {
-		s.hs.Heal()
+		s.HS.Heal()
 	}
 }
 
 // imports imports the company at the head office.
 func (c *company) imports(imp *org.Import) {
 	c.t.Helper()
-	_, err := c.sites[0].service().Import(c.t.Context(), imp, appservice.ImportOptions{Actor: "test", RemoveMissing: true, Force: true})
+	_, err := c.sites[0].Service().Import(c.t.Context(), imp, appservice.ImportOptions{Actor: "test", RemoveMissing: true, Force: true})
 	if err != nil {
 		c.t.Fatal("importing:", err)
 	}
@@ -223,12 +122,12 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // of is the site of a person's account.
 func (c *company) of(person string) *site {
 	c.t.Helper()
-	p := c.sites[0].service().Org().Tree().Person(person)
+	p := c.sites[0].Service().Org().Tree().Person(person)
 	if p == nil {
 		c.t.Fatalf("nobody is called %s", person)
 	}
 	for _, s := range c.sites {
-		if s.name == p.Site {
+		if s.Name == p.Site {
 			return s
 		}
 	}
@@ -239,18 +138,18 @@ func (c *company) of(person string) *site {
 func (c *company) user(person string) id.UserID {
 	c.t.Helper()
 	s := c.of(person)
-	return id.NewUserID(c.sites[0].service().Org().Tree().Person(person).Localpart, string(s.hs.Name))
+	return id.NewUserID(c.sites[0].Service().Org().Tree().Person(person).Localpart, string(s.HS.Name))
 }
 
 // joined are the people in a room as a site's homeserver sees it, sorted, without the bots.
 func (s *site) joined(key string) []string {
-	svc := s.service()
+	svc := s.Service()
 	room, ok := svc.Rooms().Room(key)
 	if !ok {
 		return nil
 	}
 	var out []string
-	for _, u := range s.hs.Rooms().JoinedMembers(matrix.RoomID(room)) {
+	for _, u := range s.HS.Rooms().JoinedMembers(matrix.RoomID(room)) {
 		if p := svc.Sites().PersonOf(svc.Org().Tree(), id.UserID(u)); p != nil {
 			out = append(out, p.ID)
 		}
@@ -267,10 +166,10 @@ func (c *company) members(key string, at []*site, people ...string) {
 		var got []string
 		defer func() {
 			if c.t.Failed() {
-				c.t.Logf("%s at %s: %v", key, s.name, got)
+				c.t.Logf("%s at %s: %v", key, s.Name, got)
 			}
 		}()
-		eventually(c.t, fmt.Sprintf("%s has %v at %s", key, people, s.name), func() bool {
+		eventually(c.t, fmt.Sprintf("%s has %v at %s", key, people, s.Name), func() bool {
 			got = s.joined(key)
 			return slices.Equal(got, people)
 		})
@@ -279,16 +178,16 @@ func (c *company) members(key string, at []*site, people ...string) {
 
 // run makes the rooms of a site follow the tree again and says how much that was.
 func (s *site) run(verify bool) int {
-	s.t.Helper()
-	j := s.service().Reconcile(verify)
+	s.T.Helper()
+	j := s.Service().Reconcile(verify)
 	select {
 	case <-j.Done():
 	case <-time.After(patience):
-		s.t.Fatal("the run does not end")
+		s.T.Fatal("the run does not end")
 	}
 	st := j.Status()
 	if st.Error != "" {
-		s.t.Errorf("a run at %s: %s", s.name, st.Error)
+		s.T.Errorf("a run at %s: %s", s.Name, st.Error)
 	}
 	return st.Report.Operations
 }
@@ -297,12 +196,12 @@ func (s *site) run(verify bool) int {
 func (c *company) quiet() {
 	c.t.Helper()
 	for _, s := range c.sites {
-		if s.service() == nil {
+		if s.Service() == nil {
 			continue
 		}
-		eventually(c.t, "nothing is left to do at "+s.name, func() bool { return s.run(false) == 0 })
+		eventually(c.t, "nothing is left to do at "+s.Name, func() bool { return s.run(false) == 0 })
 		if n := s.run(false); n != 0 {
-			c.t.Errorf("%s: a second run did %d operations", s.name, n)
+			c.t.Errorf("%s: a second run did %d operations", s.Name, n)
 		}
 	}
 }
@@ -322,7 +221,7 @@ func (c *company) api(person, method, path string, in any) (int, gjson.Result) {
 	r := httptest.NewRequest(method, "/_carillon/v1"+path, body)
 	r.Header.Set("Authorization", "Bearer "+c.token(person))
 	w := httptest.NewRecorder()
-	s.service().Handler().ServeHTTP(w, r)
+	s.Service().Handler().ServeHTTP(w, r)
 	return w.Code, gjson.ParseBytes(w.Body.Bytes())
 }
 
@@ -342,7 +241,7 @@ func (c *company) token(person string) string {
 	if t := s.tokens[person]; t != "" {
 		return t
 	}
-	a := s.hs.Do(s.reg.ASToken, "POST", hstest.Path("login"), map[string]any{
+	a := s.HS.Do(s.Reg.ASToken, "POST", hstest.Path("login"), map[string]any{
 		"type": "m.login.application_service", "identifier": map[string]string{"type": "m.id.user", "user": string(c.user(person))},
 	})
 	if a.Status != http.StatusOK {
@@ -364,7 +263,7 @@ func (c *company) send(person string, room id.RoomID, typ string, content any) i
 	serial.n++
 	txn := fmt.Sprint("t", serial.n)
 	serial.Unlock()
-	ev, err := c.of(person).service().Client().SendEvent(c.t.Context(), room, c.user(person), typ, content, txn)
+	ev, err := c.of(person).Service().Client().SendEvent(c.t.Context(), room, c.user(person), typ, content, txn)
 	if err != nil {
 		c.t.Fatalf("%s sends: %v", person, err)
 	}
@@ -381,10 +280,10 @@ func (c *company) reads(person string, room id.RoomID, ev id.EventID) {
 	c.t.Helper()
 	s := c.of(person)
 	eventually(c.t, person+" has the message", func() bool {
-		a := s.hs.Do(c.token(person), "GET", hstest.Path("rooms", string(room), "event", string(ev)), nil)
+		a := s.HS.Do(c.token(person), "GET", hstest.Path("rooms", string(room), "event", string(ev)), nil)
 		return a.Status == http.StatusOK
 	})
-	a := s.hs.Do(c.token(person), "POST", hstest.Path("rooms", string(room), "receipt", "m.read", string(ev)), map[string]any{})
+	a := s.HS.Do(c.token(person), "POST", hstest.Path("rooms", string(room), "receipt", "m.read", string(ev)), map[string]any{})
 	if a.Status != http.StatusOK {
 		c.t.Fatalf("%s reads: %d %s", person, a.Status, a.Body)
 	}
@@ -392,9 +291,9 @@ func (c *company) reads(person string, room id.RoomID, ev id.EventID) {
 
 // room is the room of a key at a site, once it is there.
 func (s *site) room(key string) (room id.RoomID) {
-	s.t.Helper()
-	eventually(s.t, s.name+" knows "+key, func() (ok bool) {
-		room, ok = s.service().Rooms().Room(key)
+	s.T.Helper()
+	eventually(s.T, s.Name+" knows "+key, func() (ok bool) {
+		room, ok = s.Service().Rooms().Room(key)
 		return ok
 	})
 	return room
@@ -404,13 +303,13 @@ func (s *site) room(key string) (room id.RoomID) {
 func (c *company) said(person string) (out []gjson.Result) {
 	c.t.Helper()
 	s := c.of(person)
-	room, err := s.service().Rooms().DingRoom(c.t.Context(), person)
+	room, err := s.Service().Rooms().DingRoom(c.t.Context(), person)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	a := s.hs.Do(s.reg.ASToken, "GET", hstest.Path("rooms", string(room), "messages")+"?dir=b&limit=100", nil)
+	a := s.HS.Do(s.Reg.ASToken, "GET", hstest.Path("rooms", string(room), "messages")+"?dir=b&limit=100", nil)
 	for _, ev := range a.Get("chunk").Array() {
-		if ev.Get("type").Str == "m.room.message" && ev.Get("sender").Str == string(s.service().Client().BotID()) {
+		if ev.Get("type").Str == "m.room.message" && ev.Get("sender").Str == string(s.Service().Client().BotID()) {
 			out = append(out, ev)
 		}
 	}
@@ -439,7 +338,7 @@ func (c *company) confirms(person, ding string) {
 	c.t.Helper()
 	var events []id.EventID
 	eventually(c.t, person+" gets the DING", func() bool { events, _ = c.dings(person, ding); return len(events) > 0 })
-	room, err := c.of(person).service().Rooms().DingRoom(c.t.Context(), person)
+	room, err := c.of(person).Service().Rooms().DingRoom(c.t.Context(), person)
 	if err != nil {
 		c.t.Fatal(err)
 	}
