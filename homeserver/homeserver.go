@@ -432,7 +432,7 @@ func (s *Server) build(ctx context.Context) error {
 		s.api.Add(ring.Routes()...)
 		s.runs = append(s.runs, run{"federation", fed.Run})
 	}
-	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"contacts", contacts.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"guests", r.RunGuests}, run{"ends", r.RunEnds}, run{"receipts", rec.Run},
+	s.runs = append(s.runs, run{"accounts", acc.Run}, run{"contacts", contacts.Run}, run{"devices", dev.Run}, run{"keys", keys.Run}, run{"guests", r.RunGuests}, run{"ends", r.RunEnds}, run{"silences", r.RunSilences}, run{"receipts", rec.Run},
 		run{"typing", typ.Run}, run{"presence", pres.Run}, run{"push", notify.Run}, run{"profiles", prof.Run}, run{"applications", apps.Run}, run{"media", files.Run}, run{"search", finder.Run}, run{"previews", pages.Run}, run{"moderation", mod.Run})
 	return acc.CheckStages()
 }

@@ -122,7 +122,7 @@ func (s *site) tree() *org.Tree { return s.Service().Org().Tree() }
 // eventually waits for what the background brings about.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it did not come about: " + what)
 		}

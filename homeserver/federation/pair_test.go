@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -43,13 +44,15 @@ type world struct {
 	authority *httpapitest.Authority
 
 	mu    sync.Mutex
-	addrs map[string]string          // "name:8448" to what is listened on
-	deaf  map[matrix.ServerName]bool // these lose all transactions
+	addrs map[string]string             // "name:8448" to what is listened on
+	deaf  map[matrix.ServerName]bool    // these lose all transactions
+	lost  []byte                        // what they were sent
+	cuts  map[[2]matrix.ServerName]bool // no line is between these
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	return &world{t: t, authority: httpapitest.NewAuthority(t), addrs: map[string]string{}, deaf: map[matrix.ServerName]bool{}}
+	return &world{t: t, authority: httpapitest.NewAuthority(t), addrs: map[string]string{}, deaf: map[matrix.ServerName]bool{}, cuts: map[[2]matrix.ServerName]bool{}}
 }
 
 // deafen makes servers lose what they are sent; they still ask and answer.
@@ -67,6 +70,10 @@ func (w *world) hearing(s *server, h http.Handler) http.Handler {
 		deaf := w.deaf[s.name] && strings.Contains(r.URL.Path, "/send/")
 		w.mu.Unlock()
 		if deaf {
+			body, _ := io.ReadAll(r.Body)
+			w.mu.Lock()
+			w.lost = append(w.lost, body...)
+			w.mu.Unlock()
 			_, _ = rw.Write([]byte(`{"pdus":{}}`))
 			return
 		}
@@ -74,14 +81,25 @@ func (w *world) hearing(s *server, h http.Handler) http.Handler {
 	})
 }
 
-func (w *world) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// cut takes the line between two servers away, or gives it back.
+func (w *world) cut(a, b matrix.ServerName, away bool) {
 	w.mu.Lock()
-	to, ok := w.addrs[addr]
-	w.mu.Unlock()
-	if !ok {
-		return nil, fmt.Errorf("%s cannot be reached", addr)
+	defer w.mu.Unlock()
+	w.cuts[[2]matrix.ServerName{a, b}], w.cuts[[2]matrix.ServerName{b, a}] = away, away
+}
+
+// dialer reaches the other servers from one of them.
+func (w *world) dialer(from matrix.ServerName) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		w.mu.Lock()
+		to, ok := w.addrs[addr]
+		cut := w.cuts[[2]matrix.ServerName{from, matrix.ServerName(strings.TrimSuffix(addr, ":8448"))}]
+		w.mu.Unlock()
+		if !ok || cut {
+			return nil, fmt.Errorf("%s cannot be reached", addr)
+		}
+		return new(net.Dialer).DialContext(ctx, network, to)
 	}
-	return new(net.Dialer).DialContext(ctx, network, to)
 }
 
 // server is one homeserver of the world, without its client API.
@@ -126,7 +144,7 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	must(err)
 	own, err := serverkeys.Load(d.keys, name)
 	must(err)
-	s.client, err = fedclient.New(fedclient.Options{Own: own, ExtraCAs: w.authority.PEM, Dial: w.dial, Resolver: &net.Resolver{
+	s.client, err = fedclient.New(fedclient.Options{Own: own, ExtraCAs: w.authority.PEM, Dial: w.dialer(name), Resolver: &net.Resolver{
 		PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no name service") },
 	}})
 	must(err)
@@ -194,7 +212,7 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	var wg, logWG sync.WaitGroup
 	logWG.Add(1)
 	go func() { defer logWG.Done(); _ = s.log.Run(logCtx) }()
-	for _, run := range []func(context.Context) error{s.fed.Run, s.typing.Run, s.receipts.Run, s.presence.Run} {
+	for _, run := range []func(context.Context) error{s.fed.Run, s.typing.Run, s.receipts.Run, s.presence.Run, s.rooms.RunSilences} {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()

@@ -1,6 +1,7 @@
 package federation_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -142,7 +143,12 @@ func TestReceiptsBeforeTheirEvent(t *testing.T) {
 	until(t, "all members", func() bool { return b.hub.MemberCount(room) == people+2 })
 	a.w.deafen(b)
 	said := a.send(room, alice, "not heard yet")
-	until(t, "the message is thought sent", func() bool { return a.count(`SELECT count(*) FROM fed_queue`) == 0 })
+	until(t, "the message is thought sent", func() bool {
+		a.w.mu.Lock()
+		lost := bytes.Contains(a.w.lost, []byte("not heard yet"))
+		a.w.mu.Unlock()
+		return lost && a.count(`SELECT count(*) FROM fed_queue`) == 0
+	})
 	a.w.mu.Lock()
 	a.w.deaf[b.name] = false
 	a.w.mu.Unlock()

@@ -85,6 +85,11 @@ func (r *Remote) Verify(ctx context.Context, version string, pdus []json.RawMess
 	return errs
 }
 
+// HasKeys is serverkeys.Ring.Has.
+func (r *Remote) HasKeys(ctx context.Context, server matrix.ServerName, ask bool) (bool, error) {
+	return r.ring.Has(ctx, server, ask)
+}
+
 func (r *Remote) verifyOne(ctx context.Context, version gomatrixserverlib.IRoomVersion, raw json.RawMessage) error {
 	pdu, err := matrix.CanonicalJSON(raw, false)
 	if err != nil {

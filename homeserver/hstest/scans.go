@@ -13,7 +13,7 @@ var mayScan = []string{
 	"SELECT room_id, state_key, from_pos FROM room_state", "SELECT room_id, max(pos) FROM events",
 	"SELECT user_id, device_id, algorithm", "SELECT user_id, device_id, MAX(pos) FROM to_device",
 	"SELECT user_id, type, content FROM account_data", "SELECT user_id, field, value FROM profiles",
-	"SELECT id, user_id, app_id, pushkey", "SELECT user_id, pos FROM erasures", "SELECT user_id, created_at, appservice", "SELECT server, failures",
+	"SELECT id, user_id, app_id, pushkey", "SELECT user_id, pos FROM erasures", "SELECT room_id, server_name FROM silences", "SELECT user_id, created_at, appservice", "SELECT server, failures",
 	"SELECT user_id, status_msg", "SELECT user_id, pos, changes FROM push_rules", "SELECT service, pos, pending",
 	"SELECT user_id, version FROM profile_spreads", "SELECT server, txn, count(*) FROM fed_queue", "SELECT DISTINCT server FROM fed_behind", "SELECT server FROM fed_owed", "SELECT room_id, network FROM published_rooms",
 	// Cleaning up in the background, and when an account is closed.

@@ -135,3 +135,17 @@ func IncompatibleRoomVersion(version string) *Error {
 func UnsupportedRoomVersion(version string) *Error {
 	return NewError(http.StatusBadRequest, "M_UNSUPPORTED_ROOM_VERSION", "room version %q is not supported", version)
 }
+
+// KeyError says that a signature cannot be judged now: the key of the server that
+// made it is not known, or has run out, and cannot be had. Later it may be.
+type KeyError struct {
+	Server ServerName
+	Why    error
+}
+
+func (e *KeyError) Error() string {
+	return fmt.Sprintf("the keys of %s cannot be had now: %s", e.Server, e.Why)
+}
+
+// Unwrap gives what is known of the signature without the key.
+func (e *KeyError) Unwrap() error { return e.Why }

@@ -92,6 +92,8 @@ func verify(version gomatrixserverlib.RoomVersion, raw json.RawMessage) error {
 	return nil
 }
 
+func (a *archive) HasKeys(context.Context, matrix.ServerName, bool) (bool, error) { return true, nil }
+
 // MissingEvents walks back from latest to earliest.
 func (a *archive) MissingEvents(_ context.Context, _ matrix.ServerName, room matrix.RoomID, earliest, latest []matrix.EventID, limit int) ([]json.RawMessage, error) {
 	s := a.of("missing", room)

@@ -21,6 +21,11 @@ type foreignState struct {
 	// whole is in place of that the state before the event itself, where the
 	// server cannot say more.
 	whole map[state.Key]*events.Event
+	// beside says that what the event is built on is known, and this is to be taken
+	// besides what is known of the state; since is the newest note of silences at
+	// that time.
+	beside bool
+	since  uint64
 }
 
 // foreignState asks origin for the state after those prev_events of ev that are
@@ -95,8 +100,11 @@ func (r *Rooms) foreignBefore(ctx context.Context, origin matrix.ServerName, ev 
 	if itself != nil && itself.NID == 0 {
 		unknown = append(unknown, itself)
 	}
-	stored, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, pdusOf(unknown))
+	stored, silent, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, pdusOf(unknown))
 	if err != nil {
+		return nil, err
+	}
+	if err := r.noteSilent(ctx, ev.Room, silent); err != nil {
 		return nil, err
 	}
 	before := map[state.Key]*events.Event{}
@@ -138,6 +146,20 @@ func (r *Rooms) viewBeyond(ctx context.Context, tx *sqldb.Tx, rm *room, head str
 	rows, err := state.Current(tx, rm.id)
 	if err != nil {
 		return state.View{}, err
+	}
+	if f.beside {
+		own, err := r.viewBefore(ctx, tx, rm, ev)
+		if err != nil {
+			return state.View{}, err
+		}
+		views := []state.View{own}
+		for _, after := range f.after {
+			views = append(views, foreignView(rows, head, after))
+		}
+		if f.whole != nil {
+			views = append(views, foreignView(rows, head, f.whole))
+		}
+		return r.merge(ctx, tx, rm, ev, views)
 	}
 	if f.whole != nil {
 		return foreignView(rows, head, f.whole), nil

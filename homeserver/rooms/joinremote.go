@@ -132,7 +132,7 @@ func (r *Rooms) joinRemote(ctx context.Context, c MemberChange, alone bool) erro
 			defer unlock()
 		}
 		if r.participates(c.Room) {
-			_, err := r.accept(ctx, s, ev, true)
+			_, err := r.accept(ctx, s, ev, sent)
 			return err
 		}
 		return r.enter(ctx, ev, joined)
@@ -142,7 +142,10 @@ func (r *Rooms) joinRemote(ctx context.Context, c MemberChange, alone bool) erro
 // enter stores the state of a room that this server joins, and the join.
 func (r *Rooms) enter(ctx context.Context, ev *events.Event, joined RemoteJoin) error {
 	raws := append(slices.Clone(joined.AuthChain), joined.State...)
-	all, fresh, err := r.outliers(ctx, string(ev.Version), ev.Room, raws)
+	all, fresh, silent, err := r.outliers(ctx, string(ev.Version), ev.Room, raws)
+	if err == nil {
+		err = r.noteSilent(ctx, ev.Room, silent)
+	}
 	if err != nil {
 		return err
 	}
@@ -340,7 +343,7 @@ func (r *Rooms) inviteRemote(ctx context.Context, c MemberChange) error {
 	if got.ID != ev.ID || !gjson.GetBytes(got.JSON, "signatures."+gjson.Escape(string(c.Target.Server()))).IsObject() {
 		return matrix.NewError(502, "M_UNKNOWN", "%s changed the invitation, or did not sign it", c.Target.Server())
 	}
-	_, err = r.accept(ctx, r.o.Signer.Server, got, false)
+	_, err = r.accept(ctx, r.o.Signer.Server, got, handed)
 	return err
 }
 

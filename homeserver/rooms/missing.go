@@ -3,6 +3,7 @@ package rooms
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -26,15 +27,18 @@ func (r *Rooms) ancestors(ctx context.Context, origin matrix.ServerName, ev *eve
 		return nil, err
 	}
 	if ask {
-		if err := r.fillGap(ctx, origin, ev); err != nil {
+		unjudged, err := r.fillGap(ctx, origin, ev)
+		if err != nil {
 			return nil, err
 		}
 		if missing, _, err = r.missing(ctx, ev.Room, ev.PrevEvents()); err != nil || len(missing) == 0 {
 			return nil, err
 		}
-		// Who sends an event has what it builds on. A state in place of that is
-		// taken only for what lies behind.
-		return nil, matrix.Forbidden("what %s builds on cannot be had", ev.ID)
+		// Who sends an event has what it builds on. A state in place of that is taken
+		// only for what lies behind, and where it cannot be judged now; see silences.
+		if slices.ContainsFunc(missing, func(id matrix.EventID) bool { return !slices.Contains(unjudged, id) }) {
+			return nil, matrix.Forbidden("what %s builds on cannot be had", ev.ID)
+		}
 	}
 	return r.foreignState(ctx, origin, ev, missing)
 }
@@ -54,7 +58,7 @@ func (r *Rooms) authEvents(ctx context.Context, origin matrix.ServerName, ev *ev
 				return nil, err
 			}
 		}
-		if _, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, chain); err != nil {
+		if _, _, err := r.storeOutliers(ctx, string(ev.Version), ev.Room, chain); err != nil {
 			return nil, err
 		}
 		if have, err = r.many(ctx, ids); err != nil {
@@ -140,20 +144,22 @@ func (r *Rooms) many(ctx context.Context, ids []matrix.EventID) (m map[matrix.Ev
 
 // storeOutliers checks events that are known only as part of a state or a chain,
 // and stores those that are new: ancestors first, each authorised by its own
-// auth_events. Those that fail are left out.
-func (r *Rooms) storeOutliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (map[matrix.EventID]*events.Event, error) {
+// auth_events. Those that fail are left out; silent are the servers because of which
+// it cannot be told of some.
+func (r *Rooms) storeOutliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (all map[matrix.EventID]*events.Event, silent []matrix.ServerName, err error) {
 	if len(raws) > maxChain {
-		return nil, matrix.Forbidden("%d events are too many", len(raws))
+		return nil, nil, matrix.Forbidden("%d events are too many", len(raws))
 	}
-	all, fresh, err := r.outliers(ctx, version, room, raws)
+	all, fresh, silent, err := r.outliers(ctx, version, room, raws)
 	if err != nil || len(fresh) == 0 {
-		return all, err
+		return all, silent, err
 	}
 	err = r.db.Write(ctx, func(tx *sqldb.Tx) error { return r.insertOutliers(tx, fresh) })
 	if err != nil {
-		return nil, fmt.Errorf("storing outliers: %w", err)
+		return nil, nil, fmt.Errorf("storing outliers: %w", err)
 	}
-	return r.merged(ctx, all, fresh)
+	all, err = r.merged(ctx, all, fresh)
+	return all, silent, err
 }
 
 // merged reads back what was stored, so that row numbers are known.
@@ -199,8 +205,9 @@ func (r *Rooms) insertOutliers(tx *sqldb.Tx, fresh []*events.Event) error {
 }
 
 // outliers parses, verifies and authorises raws; all holds those that are good,
-// known ones included, fresh those to be stored, ancestors first.
-func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (all map[matrix.EventID]*events.Event, fresh []*events.Event, err error) {
+// known ones included, fresh those to be stored, ancestors first; silent are the
+// servers whose keys are missing for others.
+func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID, raws []json.RawMessage) (all map[matrix.EventID]*events.Event, fresh []*events.Event, silent []matrix.ServerName, err error) {
 	var parsed []*events.Event
 	var ids []matrix.EventID
 	for _, raw := range raws {
@@ -211,7 +218,7 @@ func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID
 		parsed, ids = append(parsed, e), append(ids, e.ID)
 	}
 	if all, err = r.many(ctx, ids); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	var unknown []*events.Event
 	var pdus []json.RawMessage
@@ -225,6 +232,8 @@ func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID
 		for i, err := range r.o.Remote.Verify(ctx, version, pdus) {
 			if err == nil {
 				good[unknown[i].ID] = unknown[i]
+			} else if key := (*matrix.KeyError)(nil); errors.As(err, &key) && !slices.Contains(silent, key.Server) {
+				silent = append(silent, key.Server)
 			}
 		}
 	}
@@ -239,12 +248,12 @@ func (r *Rooms) outliers(ctx context.Context, version string, room matrix.RoomID
 	}
 	more, err := r.many(ctx, unique(outside))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for id, e := range more {
 		all[id] = e
 	}
-	return all, authorised(good, all), nil
+	return all, authorised(good, all), silent, nil
 }
 
 // authorised walks good in the order of authorisation, adds what is allowed to
@@ -291,12 +300,13 @@ func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
 }
 
 // fillGap asks origin for the events between what is known here and ev, on and
-// on until they meet or it has no more.
+// on until they meet or it has no more. unjudged are those that it gave whose signers'
+// keys cannot be had.
 // Spec: server-server-api#retrieving-missing-events
-func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) error {
+func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) (unjudged []matrix.EventID, err error) {
 	rm, err := r.locked(ctx, ev.Room)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	tips := slices.Clone(rm.tips)
 	rm.mu.Unlock()
@@ -308,7 +318,9 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 			break // the state is asked for instead
 		}
 		var fresh []*events.Event
-		for _, e := range r.inspect(ctx, origin, ev.Room, raws) {
+		list, keyless := r.inspect(ctx, origin, ev.Room, raws)
+		unjudged = append(unjudged, keyless...)
+		for _, e := range list {
 			// What claims to be built on the event cannot lie before it.
 			if e != nil && got[e.ID] == nil && e.ID != ev.ID && !slices.Contains(e.PrevEvents(), ev.ID) {
 				got[e.ID] = e
@@ -319,7 +331,7 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 			break // the state is asked for where they do not meet
 		}
 		if latest, err = r.loose(ctx, got, fresh); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	list := slices.SortedFunc(maps.Values(got), func(a, b *events.Event) int { return int(a.Depth - b.Depth) })
@@ -331,12 +343,12 @@ func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *event
 		}
 		// A rejected one is stored; one whose ancestors are missing takes its
 		// state from origin.
-		if _, err := r.accept(ctx, origin, list[0], false); err != nil && ctx.Err() != nil {
-			return err
+		if _, err := r.accept(ctx, origin, list[0], between); err != nil && ctx.Err() != nil {
+			return nil, err
 		}
 		list = list[1:]
 	}
-	return nil
+	return unjudged, nil
 }
 
 // loose lists those of list that build on events neither got nor known.

@@ -76,7 +76,7 @@ func (r *Rooms) Receive(ctx context.Context, origin matrix.ServerName, raw json.
 	if err := r.signed(ctx, ev); err != nil {
 		return ev.ID, err
 	}
-	_, err = r.accept(ctx, origin, ev, true)
+	_, err = r.accept(ctx, origin, ev, sent)
 	return ev.ID, err
 }
 
@@ -175,9 +175,17 @@ func (r *Rooms) signed(ctx context.Context, ev *events.Event) error {
 	return nil
 }
 
-// accept stores a checked event in its room. ask says whether missing ancestors
-// may be asked for at origin.
-func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events.Event, ask bool) (*events.Event, error) {
+// way is how an event has come here.
+type way int
+
+const (
+	sent    way = iota // origin sent it, and is asked for what is missing before it
+	between            // origin gave it as something that was missing
+	handed             // it was made on a template of ours, or by ourselves
+)
+
+// accept stores a checked event in its room.
+func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events.Event, came way) (*events.Event, error) {
 	known, err := r.known(ctx, ev.ID)
 	if err != nil {
 		return nil, err
@@ -191,7 +199,10 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 	if err := placeable(ev, known); err != nil {
 		return known, err
 	}
-	foreign, err := r.ancestors(ctx, origin, ev, ask)
+	foreign, err := r.ancestors(ctx, origin, ev, came == sent)
+	if err == nil && foreign == nil && came != handed {
+		foreign, err = r.stateDue(ctx, origin, ev)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -206,8 +217,14 @@ func (r *Rooms) accept(ctx context.Context, origin matrix.ServerName, ev *events
 		}
 	}
 	for attempt := 0; ; attempt++ {
-		placed, err := r.acceptOnce(ctx, ev, rejected, foreign)
+		placed, err := r.acceptOnce(ctx, ev, rejected, foreign, came != handed && unplaced(auth))
 		if err != nil && attempt < maxAttempts && errors.Is(err, errRoomMoved) {
+			continue
+		}
+		if errors.Is(err, errStateLacks) {
+			if foreign, err = r.stateBeside(ctx, origin, ev); err != nil {
+				return nil, matrix.Forbidden("the state before %s cannot be had: %s", ev.ID, err)
+			}
 			continue
 		}
 		if attempt < maxAttempts && errors.Is(err, sqldb.ErrExists) {
@@ -348,16 +365,23 @@ func allowedByParsed(ev *events.Event, auth []*events.Event, parse func(*events.
 }
 
 // acceptOnce places one event. An event whose prev_events are the room's tips is
-// treated like one of our own; others go through views and resolution.
-func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error, foreign *foreignState) (*events.Event, error) {
+// treated like one of our own; others go through views and resolution. lacks says that
+// the state here may lack what authorises the event; if it would be refused because of
+// that, nothing is done, and errStateLacks returned.
+func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error, foreign *foreignState, lacks bool) (*events.Event, error) {
 	rm, err := r.locked(ctx, ev.Room)
 	if err != nil {
 		return nil, err
 	}
 	b := &built{ev: ev.Placed(ev.NID, 0, 0)}
+	// Only what comes after everything is sure to bring along all that is missing.
+	heard := foreign != nil && foreign.beside && sameSet(ev.PrevEvents(), rm.tips)
 	verdict := rejected
 	err = rm.guarded(func() (err error) {
 		verdict, err = r.judge(ctx, rm, b, rejected, foreign)
+		if err == nil && verdict != nil && rejected == nil && foreign == nil && lacks {
+			err = errStateLacks
+		}
 		return err
 	})
 	if err != nil {
@@ -379,6 +403,9 @@ func (r *Rooms) acceptOnce(ctx context.Context, ev *events.Event, rejected error
 	}
 	if crowded {
 		r.ends.note(ev.Room)
+	}
+	if heard && !b.placed.Dead() {
+		return b.placed, r.heard(ctx, ev.Room, foreign.since)
 	}
 	return b.placed, verdict
 }
@@ -428,7 +455,9 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 	err := r.db.Read(ctx, func(tx *sqldb.Tx) (err error) {
 		head := r.log.Head()
 		if foreign != nil {
-			ev.Flags |= events.FlagGap
+			if !foreign.beside {
+				ev.Flags |= events.FlagGap
+			}
 			before, err = r.viewBeyond(ctx, tx, rm, head, ev, foreign)
 		} else {
 			before, err = r.viewBefore(ctx, tx, rm, ev)
@@ -442,10 +471,16 @@ func (r *Rooms) fork(ctx context.Context, rm *room, b *built, verdict error, for
 				return err
 			}
 		}
+		now := r.authorise(ctx, rm, ev)
+		if now != nil && foreign != nil && foreign.beside {
+			if now, err = r.allowedWith(ctx, tx, rm, head, before, ev); err != nil {
+				return err
+			}
+		}
 		switch {
 		case verdict != nil:
 			ev.Flags |= events.FlagRejected
-		case ev.Flags&events.FlagPolicy != 0 || r.authorise(ctx, rm, ev) != nil:
+		case ev.Flags&events.FlagPolicy != 0 || now != nil:
 			ev.Flags |= events.FlagSoftFailed
 		case ev.IsDummy():
 			ev.Flags |= dummy

@@ -3,6 +3,7 @@ package rooms
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"github.com/matrix-org/gomatrixserverlib"
 	"github.com/matrix-org/gomatrixserverlib/spec"
@@ -27,7 +28,7 @@ type Received struct {
 func (r *Rooms) ReceiveMany(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raws []json.RawMessage) []Received {
 	out := make([]Received, len(raws))
 	single := func(i int) { out[i].ID, out[i].Err = r.Receive(ctx, origin, raws[i]) }
-	list := r.inspect(ctx, origin, room, raws)
+	list, _ := r.inspect(ctx, origin, room, raws)
 	for i := 0; i < len(raws); {
 		if list == nil || list[i] == nil {
 			single(i)
@@ -46,7 +47,7 @@ func (r *Rooms) ReceiveMany(ctx context.Context, origin matrix.ServerName, room 
 			list = nil
 		}
 		if i += n; n == 0 {
-			_, err := r.accept(ctx, origin, list[i], true)
+			_, err := r.accept(ctx, origin, list[i], sent)
 			out[i] = Received{list[i].ID, err}
 			i++
 		}
@@ -55,19 +56,20 @@ func (r *Rooms) ReceiveMany(ctx context.Context, origin matrix.ServerName, room 
 }
 
 // inspect parses events and verifies their signatures, all at once; nil for those
-// that Receive shall look at.
-func (r *Rooms) inspect(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raws []json.RawMessage) []*events.Event {
+// that Receive shall look at. unjudged are those of them whose signers' keys cannot be
+// had.
+func (r *Rooms) inspect(ctx context.Context, origin matrix.ServerName, room matrix.RoomID, raws []json.RawMessage) (list []*events.Event, unjudged []matrix.EventID) {
 	if !r.participates(room) {
-		return nil
+		return nil, nil
 	}
 	version, err := r.Version(ctx, room)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
 	if ok, err := r.ACLAllows(ctx, room, origin); err != nil || !ok {
-		return nil
+		return nil, nil
 	}
-	list := make([]*events.Event, len(raws))
+	list = make([]*events.Event, len(raws))
 	pdus := make([]json.RawMessage, len(raws))
 	for i, raw := range raws {
 		ev, err := events.Parse(raw, gomatrixserverlib.RoomVersion(version))
@@ -78,11 +80,15 @@ func (r *Rooms) inspect(ctx context.Context, origin matrix.ServerName, room matr
 		list[i], pdus[i] = ev, ev.JSON
 	}
 	for i, err := range r.o.Remote.Verify(ctx, version, pdus) {
-		if err != nil {
-			list[i] = nil
+		if err == nil {
+			continue
 		}
+		if key := (*matrix.KeyError)(nil); list[i] != nil && errors.As(err, &key) {
+			unjudged = append(unjudged, list[i].ID)
+		}
+		list[i] = nil
 	}
-	return list
+	return list, unjudged
 }
 
 // acceptRun places as many of the events as follow each other on the room's tips,
@@ -126,6 +132,9 @@ func (r *Rooms) acceptRun(ctx context.Context, id matrix.RoomID, list []*events.
 // just the events that the room's state has, so that one check serves for both.
 func (r *Rooms) follows(ctx context.Context, rm *room, ev *events.Event) bool {
 	if ev.Redacts != "" || ev.Type == spec.MRoomCreate || rm.policy() != nil || !sameSet(ev.PrevEvents(), rm.tips) {
+		return false
+	}
+	if r.silences.due(rm.id, r.o.Now()) {
 		return false
 	}
 	want, err := r.authEventIDs(ctx, rm, &events.Proto{Version: rm.version, Sender: ev.Sender, Type: ev.Type, StateKey: ev.StateKey, Content: ev.Content()})

@@ -40,7 +40,7 @@ func (r *Rooms) Keep(ctx context.Context, room matrix.RoomID, chain, pdus []json
 	if err != nil {
 		return nil, err
 	}
-	all, err := r.storeOutliers(ctx, version, room, slices.Concat(chain, pdus))
+	all, _, err := r.storeOutliers(ctx, version, room, slices.Concat(chain, pdus))
 	if err != nil {
 		return nil, fmt.Errorf("keeping events: %w", err)
 	}

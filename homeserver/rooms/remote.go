@@ -10,8 +10,12 @@ import (
 // Remote reaches other servers for what a room needs of them. Events are PDUs as
 // they came, unchecked: rooms checks formats, hashes, signatures and rules.
 type Remote interface {
-	// Verify checks the signatures of PDUs; one error for each, nil if good.
+	// Verify checks the signatures of PDUs; one error for each, nil if good, a
+	// *matrix.KeyError if it cannot be told now.
 	Verify(ctx context.Context, version string, pdus []json.RawMessage) []error
+	// HasKeys reports whether the keys of a server are at hand, or can be had, if ask
+	// says to try.
+	HasKeys(ctx context.Context, server matrix.ServerName, ask bool) (bool, error)
 
 	MakeJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, user matrix.UserID, versions []string) (RemoteTemplate, error)
 	SendJoin(ctx context.Context, server matrix.ServerName, room matrix.RoomID, id matrix.EventID, pdu json.RawMessage) (RemoteJoin, error)

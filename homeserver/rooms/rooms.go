@@ -96,6 +96,7 @@ type Rooms struct {
 	silent   resting // policy servers
 	guests   guests
 	ends     ends
+	silences silences
 	entering gate.Keyed[matrix.RoomID] // joins that bring a room to this server
 	filling  gate.Keyed[matrix.RoomID] // holes in its history
 	identity Identity                  // nil: no identity servers are used
@@ -156,7 +157,7 @@ func New(ctx context.Context, db *sqldb.DB, l *stream.Log, ev *events.Store, h *
 		return nil, err
 	}
 	r := &Rooms{o: o, db: db, log: l, events: ev, hub: h, sticky: st, cached: map[matrix.RoomID]*room{}}
-	if err := r.loadErasures(ctx); err != nil {
+	if err := errors.Join(r.loadErasures(ctx), r.loadSilences(ctx)); err != nil {
 		return nil, err
 	}
 	r.ends = ends{crowded: make(chan matrix.RoomID, mostCrowded)}

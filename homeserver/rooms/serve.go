@@ -153,7 +153,7 @@ func (r *Rooms) SendJoin(ctx context.Context, id matrix.RoomID, eventID matrix.E
 		return JoinState{}, err
 	}
 	before := slices.Clone(r.hub.Servers(id))
-	placed, err := r.accept(ctx, origin, ev, false)
+	placed, err := r.accept(ctx, origin, ev, handed)
 	if err != nil {
 		return JoinState{}, err
 	}
@@ -175,7 +175,7 @@ func (r *Rooms) SendLeave(ctx context.Context, id matrix.RoomID, eventID matrix.
 	if err != nil {
 		return err
 	}
-	_, err = r.accept(ctx, origin, ev, false)
+	_, err = r.accept(ctx, origin, ev, handed)
 	return err
 }
 
@@ -186,7 +186,7 @@ func (r *Rooms) SendKnock(ctx context.Context, id matrix.RoomID, eventID matrix.
 	if err != nil {
 		return nil, err
 	}
-	if _, err := r.accept(ctx, origin, ev, false); err != nil {
+	if _, err := r.accept(ctx, origin, ev, handed); err != nil {
 		return nil, err
 	}
 	rm, err := r.locked(ctx, id)
@@ -490,7 +490,7 @@ func (r *Rooms) edge(ctx context.Context, id matrix.RoomID) (out []matrix.EventI
 // newHistory picks those PDUs that are good and have no place here yet, the oldest
 // first.
 func (r *Rooms) newHistory(ctx context.Context, id matrix.RoomID, version string, raws []json.RawMessage) ([]*events.Event, error) {
-	_, fresh, err := r.outliers(ctx, version, id, raws)
+	_, fresh, _, err := r.outliers(ctx, version, id, raws)
 	if err != nil {
 		return nil, err
 	}

@@ -87,6 +87,35 @@ func (r *Ring) mayAsk(server matrix.ServerName) bool {
 	return !r.opts.Now().Before(r.tries[server].until)
 }
 
+// answers reports whether the newest attempt to have a server's keys went well.
+func (r *Ring) answers(server matrix.ServerName) bool {
+	if server == r.own.server {
+		return true
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	last, ok := r.tries[server]
+	return ok && last.wait == 0
+}
+
+// Has reports whether the keys that a server uses now are at hand, or can be had, if
+// ask says to try.
+func (r *Ring) Has(ctx context.Context, server matrix.ServerName, ask bool) (bool, error) {
+	var until int64
+	var answer string
+	err := r.db.Read(ctx, func(tx *sqldb.Tx) error { return tx.QueryRow(qAnswer, string(server)).Scan(&until, &answer) })
+	switch {
+	case err != nil && !errors.Is(err, sqldb.ErrNoRows):
+		return false, fmt.Errorf("reading server keys: %w", err)
+	case err == nil && until > matrix.Millis(r.opts.Now()):
+		return true, nil
+	case !ask:
+		return false, nil
+	}
+	_, err = r.refresh(ctx, server)
+	return err == nil, ctx.Err()
+}
+
 // tried notes the outcome of a fetch and when the next one may be.
 func (r *Ring) tried(server matrix.ServerName, ok bool) {
 	r.mu.Lock()

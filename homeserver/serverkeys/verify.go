@@ -106,7 +106,8 @@ func VerifyWith(server matrix.ServerName, id gomatrixserverlib.KeyID, public ed2
 
 // VerifyJSONs checks that each message has a signature of its server with a key
 // that was valid at its time, by the rule of its room version. Keys that are not
-// known, or have run out, are fetched, once for all messages.
+// known, or have run out, are fetched, once for all messages; where that fails the
+// error is a *matrix.KeyError.
 //
 // Spec: server-server-api#retrieving-server-keys
 func (r *Ring) VerifyJSONs(ctx context.Context, reqs []gomatrixserverlib.VerifyJSONRequest) ([]gomatrixserverlib.VerifyJSONResult, error) {
@@ -132,9 +133,25 @@ func (r *Ring) VerifyJSONs(ctx context.Context, reqs []gomatrixserverlib.VerifyJ
 		for ref, key := range r.fetchKeys(ctx, missing) {
 			keys[ref] = key
 		}
-		r.check(reqs, messages, keys, results)
+		r.unanswered(reqs, messages, r.check(reqs, messages, keys, results), results)
 	}
 	return results, nil
+}
+
+// unanswered marks the messages that a key could have proved for which its server was
+// asked in vain.
+func (r *Ring) unanswered(reqs []gomatrixserverlib.VerifyJSONRequest, messages []message, missing map[keyRef]struct{}, results []gomatrixserverlib.VerifyJSONResult) {
+	for i, m := range messages {
+		if results[i].Error == nil {
+			continue
+		}
+		for _, s := range m.sigs {
+			if _, ok := missing[s.key]; ok && !r.answers(matrix.ServerName(reqs[i].ServerName)) {
+				results[i].Error = &matrix.KeyError{Server: matrix.ServerName(reqs[i].ServerName), Why: results[i].Error}
+				break
+			}
+		}
+	}
 }
 
 // takeApart reads one message; several servers' signatures on the same message
