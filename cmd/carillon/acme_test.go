@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	stdlog "log"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -21,24 +20,15 @@ import (
 
 	"github.com/carillon-chat/carillon/config"
 	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
+	"github.com/carillon-chat/carillon/test/freeport"
 )
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
 
 // authority starts a real ACME server that finds every name on this machine, at the ports given. It wants an
 // account that it knows.
 func authority(t *testing.T, httpPort, tlsPort int) (directory string, trust []byte, roots *x509.CertPool) {
 	t.Helper()
 	quiet := stdlog.New(io.Discard, "", 0)
-	dns := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	dns := freeport.Address(t)
 	names, err := challtestsrv.New(challtestsrv.Config{DNSAddrs: []string{dns}, Log: quiet})
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +43,7 @@ func authority(t *testing.T, httpPort, tlsPort int) (directory string, trust []b
 	}
 	signer := ca.New(quiet, store, "", "ecdsa", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: 0}})
 	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	t.Setenv("PEBBLE_WFE_NONCEREJECT", "0")
 	front := wfe.New(quiet, store, va.New(quiet, httpPort, tlsPort, true, dns, store), signer, []string{"authority.test"}, true, true, 1, 1)
 	own := httpapitest.NewAuthority(t)
 	ln, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{own.Certificate("127.0.0.1")}})
@@ -73,7 +64,7 @@ func TestCertificatesByThemselves(t *testing.T) {
 	for _, plain := range []bool{false, true} {
 		t.Run(fmt.Sprintf("plain http %t", plain), func(t *testing.T) {
 			dir := t.TempDir()
-			httpPort, tlsPort := freePort(t), freePort(t)
+			httpPort, tlsPort := freeport.Number(t), freeport.Number(t)
 			directory, trust, roots := authority(t, httpPort, tlsPort)
 			ca := filepath.Join(dir, "ca.pem")
 			if err := os.WriteFile(ca, trust, 0o600); err != nil {
@@ -86,7 +77,7 @@ func TestCertificatesByThemselves(t *testing.T) {
 			}
 			if plain {
 				cfg.ACME.HTTPListen = fmt.Sprintf("127.0.0.1:%d", httpPort)
-				cfg.Listen = fmt.Sprintf("127.0.0.1:%d", freePort(t)) // not where the authority looks
+				cfg.Listen = freeport.Address(t) // not where the authority looks
 			}
 			serial := serveOnce(t, cfg, roots)
 			cfg.ACME.Directory = "https://127.0.0.1:1/nothing"
@@ -116,11 +107,11 @@ func serveOnce(t *testing.T, cfg *config.Config, roots *x509.CertPool) (serial s
 	defer auto.close()
 	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "chat.example.test"}}}
 	var resp *http.Response
-	for range 30 {
+	// A first attempt that fails, perhaps since the authority was not ready, is repeated after a minute.
+	for end := time.Now().Add(90 * time.Second); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
 		if resp, err = client.Get("https://" + cfg.Listen + "/"); err == nil {
 			break
 		}
-		time.Sleep(200 * time.Millisecond)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -6,12 +6,14 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 // Figures are shown at an address of their own, to those with the token, and nowhere else.
 func TestMetrics(t *testing.T) {
 	site := newSite(t, "")
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	text, err := os.ReadFile(site.config)
 	if err != nil {
 		t.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 const unitsCSV = "id,parent,name,code,order,site,manager,contain_sub,room\nco,,明远,CO,1,北京,E1,yes,yes\nrd,co,研发部,RD,1,,E2,no,yes\n"
@@ -101,7 +103,7 @@ func TestTemplateAndGeneratedCompanyAreReadable(t *testing.T) {
 
 // The service runs beside a homeserver in a process of its own, over real sockets.
 func TestTwoProcesses(t *testing.T) {
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	site := newSite(t, fmt.Sprintf("  listen: %s\n", addr))
 	hs := site.base
 	reg := filepath.Join(site.dir, "registration.yaml")

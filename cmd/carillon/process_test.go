@@ -23,6 +23,7 @@ import (
 
 	"github.com/carillon-chat/carillon/appservice/derive"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 // The tests of this file run the program as a process of its own, to kill it: the
@@ -118,23 +119,13 @@ func (s *server) stop() (code int, took time.Duration) {
 	return s.cmd.ProcessState.ExitCode(), time.Since(began)
 }
 
-func freeAddr(t *testing.T) string {
-	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return ln.Addr().String()
-}
-
 // site is a configuration on disk with databases of the kind that is tested.
 type site struct{ dir, config, base string }
 
 func newSite(t *testing.T, more string) site {
 	t.Helper()
 	dir := t.TempDir()
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	text := fmt.Sprintf(`server_name: test
 data_dir: %s
 listen: %s
@@ -490,7 +481,7 @@ func TestUserCommands(t *testing.T) {
 // The demo greets with log-ins that work, and knows its people at the second start.
 func TestDemo(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	base := "http://" + addr
 	for round := range 2 {
 		args := []string{"serve", "--demo", "--data", dir}
@@ -547,7 +538,7 @@ func TestLauncher(t *testing.T) {
 	cert, key := filepath.Join(certs, "cert.pem"), filepath.Join(certs, "key.pem")
 	writeCertificate(t, cert, key, "hs1")
 	data := filepath.Join(t.TempDir(), "it's data")
-	client, federation := freeAddr(t), freeAddr(t)
+	client, federation := freeport.Address(t), freeport.Address(t)
 	_, clientPort, _ := net.SplitHostPort(client)
 	_, federationPort, _ := net.SplitHostPort(federation)
 	env := []string{

@@ -24,6 +24,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/hstest"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 // childEnv tells the test binary to be a server instead, one that can be killed.
@@ -84,12 +85,7 @@ type victim struct {
 
 func newVictim(t *testing.T) *victim {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	v := &victim{t: t, conf: child{sqldbtest.DSN(t), t.TempDir(), l.Addr().String()}}
+	v := &victim{t: t, conf: child{sqldbtest.DSN(t), t.TempDir(), freeport.Address(t)}}
 	t.Cleanup(v.kill)
 	return v
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 // Server is a homeserver with its listeners.
@@ -81,12 +82,10 @@ func start(t testing.TB, name matrix.ServerName, fed net.Listener, conf *tls.Con
 // Start starts a server that was stopped, on its old data and address.
 func (s *Server) Start() {
 	s.T.Helper()
-	addr := "127.0.0.1:0"
-	if s.web != nil {
-		addr = s.web.Addr().String()
-	}
 	var err error
-	if s.web, err = net.Listen("tcp", addr); err != nil {
+	if s.web == nil {
+		s.web = freeport.Listen(s.T)
+	} else if s.web, err = net.Listen("tcp", s.web.Addr().String()); err != nil {
 		s.T.Fatal(err)
 	}
 	s.URL = "http://" + s.web.Addr().String()

@@ -2,12 +2,12 @@ package hstest
 
 import (
 	"crypto/tls"
-	"net"
 	"testing"
 
 	"github.com/carillon-chat/carillon/homeserver"
 	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 // Pair starts two servers that reach each other over real TLS on loopback, with
@@ -45,10 +45,7 @@ func newNetwork(t testing.TB) *network {
 
 func (w *network) start(options []Option) *Server {
 	w.t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		w.t.Fatal(err)
-	}
+	l := freeport.Listen(w.t)
 	federate := func(o *homeserver.Options) {
 		o.Federation.Enabled, o.Federation.AllowPrivate, o.Federation.ExtraCAs = true, true, w.authority.PEM
 	}

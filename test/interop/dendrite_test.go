@@ -14,7 +14,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -27,6 +26,7 @@ import (
 	"maunium.net/go/mautrix"
 
 	"github.com/carillon-chat/carillon/homeserver/httpapi/httpapitest"
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/peer"
 )
 
@@ -58,7 +58,7 @@ func program(t *testing.T) string {
 func startDendrite(t *testing.T, authority *httpapitest.Authority) *dendrite {
 	t.Helper()
 	path, dir := program(t), t.TempDir()
-	http, fed := freePort(t), freePort(t)
+	http, fed := freeport.Address(t), freeport.Address(t)
 	d := &dendrite{name: fed, url: "http://" + http}
 	write := func(name string, data []byte) string {
 		t.Helper()
@@ -124,16 +124,6 @@ func (d *dendrite) waitFor(t *testing.T) {
 			t.Fatalf("Dendrite does not come up: %v", err)
 		}
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // settings is Dendrite's configuration. Certificates are checked as ever.

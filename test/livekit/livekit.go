@@ -5,7 +5,6 @@ package livekit
 import (
 	"bytes"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/peer"
 )
 
@@ -37,7 +37,7 @@ func Start(t testing.TB, hook string) *Server {
 	t.Helper()
 	program := program(t)
 	s := &Server{Key: "carillon", Secret: strings.Repeat("a-secret-for-tests", 3)}
-	port, media := free(t), free(t)
+	port, media := freeport.Number(t), freeport.Number(t)
 	host := fmt.Sprintf("127.0.0.1:%d", port)
 	s.URL, s.API = "ws://"+host, "http://"+host
 	config := fmt.Sprintf("port: %d\nbind_addresses: [127.0.0.1]\nlogging: {level: error}\nkeys: {%s: %s}\nroom: {auto_create: false}\n"+
@@ -70,16 +70,6 @@ func Start(t testing.TB, hook string) *Server {
 			t.Fatalf("the LiveKit server does not answer: %v", err)
 		}
 	}
-}
-
-func free(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // program is the server's program.

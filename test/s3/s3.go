@@ -16,6 +16,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/peer"
 )
 
@@ -43,18 +44,14 @@ type Store struct {
 func Start(t testing.TB) *Store {
 	t.Helper()
 	s := &Store{t: t, AccessKey: "carillon", SecretKey: "a-secret-for-tests", Bucket: "media", dir: t.TempDir()}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.Host = l.Addr().String()
-	l.Close()
+	s.Host = freeport.Address(t)
 	s.Endpoint = "http://" + s.Host
 	for _, d := range []string{"data", "notes"} {
 		if err := os.Mkdir(filepath.Join(s.dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
+	var err error
 	s.Client, err = minio.New(s.Host, &minio.Options{Creds: credentials.NewStaticV4(s.AccessKey, s.SecretKey, ""), Region: "us-east-1"})
 	if err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package slapd
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/go-ldap/ldap/v3"
 
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/peer"
 )
 
@@ -56,11 +56,11 @@ func New(t testing.TB, cert, key string) *Server {
 		fmt.Fprintf(&conf, "include %s/etc/ldap/schema/%s.schema\n", root, s)
 	}
 	conf.WriteString(activeDirectory)
-	tls, listen := "", "ldap://"+free(t)
+	tls, listen := "", "ldap://"+freeport.Address(t)
 	s := &Server{t: t, Plain: listen}
 	if cert != "" {
 		tls = "TLSCertificateFile " + cert + "\nTLSCertificateKeyFile " + key + "\n"
-		s.TLS = "ldaps://" + free(t)
+		s.TLS = "ldaps://" + freeport.Address(t)
 		listen += " " + s.TLS
 	}
 	fmt.Fprintf(&conf, `modulepath %[1]s/usr/lib/ldap
@@ -162,16 +162,6 @@ func (s *Server) Delete(dn string) {
 	if err := s.Conn.Del(ldap.NewDelRequest(dn, nil)); err != nil {
 		s.t.Fatalf("deleting %s: %v", dn, err)
 	}
-}
-
-func free(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // program is the folder below which slapd is: the root of the system, or a folder of the user's into which the packages

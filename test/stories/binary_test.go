@@ -21,6 +21,7 @@ import (
 	"github.com/carillon-chat/carillon/appservice"
 	"github.com/carillon-chat/carillon/appservice/mxclient"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/program"
 )
 
@@ -43,7 +44,7 @@ type site struct {
 func newSite(t testing.TB, more string) *site {
 	t.Helper()
 	s := &site{t: t, whole: t, dir: t.TempDir(), bin: program.Path(t)}
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	s.url = "http://" + addr
 	s.config = filepath.Join(s.dir, "carillon.yaml")
 	text := fmt.Sprintf(`server_name: %s

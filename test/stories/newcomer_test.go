@@ -11,6 +11,7 @@ import (
 	"maunium.net/go/mautrix/event"
 	"maunium.net/go/mautrix/id"
 
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/program"
 )
 
@@ -39,7 +40,7 @@ func (s *site) welcomed() map[string]string {
 // DING; the next start finds it all again.
 func TestANewcomerTriesTheDemo(t *testing.T) {
 	t.Parallel()
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	dir := filepath.Join(t.TempDir(), "data")
 	s := &site{t: t, whole: t, dir: dir, config: filepath.Join(dir, "carillon.yaml"), url: strings.Replace("http://"+addr, "127.0.0.1", "localhost", 1), bin: program.Path(t)}
 	s.args = []string{"serve", "--demo", "--data", dir, "--listen", addr}

@@ -15,6 +15,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver"
 	"github.com/carillon-chat/carillon/homeserver/accounts"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/freeport"
 )
 
 // may says what answer an endpoint gives to whom. The employee is a colleague of the person or message that is asked
@@ -211,7 +212,7 @@ func foreignToken(t *testing.T) string {
 		t.Fatal(err)
 	}
 	other := &world{t: t}
-	addr := freeAddr(t)
+	addr := freeport.Address(t)
 	t.Cleanup(other.background(addr, hs.Handler(), hs.Run, func() { hs.Close() }))
 	if err := hs.Accounts().Create(t.Context(), accounts.NewUser{ID: "@eve:other.example", Password: "from elsewhere"}); err != nil {
 		t.Fatal(err)

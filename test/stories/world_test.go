@@ -11,13 +11,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,6 +33,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sqldb/sqldbtest"
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/program"
 )
 
@@ -82,7 +81,7 @@ type world struct {
 func newWorld(t testing.TB, options ...func(*appservice.Options)) *world {
 	t.Helper()
 	w := &world{t: t, dir: filepath.Join(t.TempDir(), "first-passwords"), asDSN: sqldbtest.DSN(t), people: map[string]*person{}}
-	w.hsAddr, w.asAddr = freeAddr(t), freeAddr(t)
+	w.hsAddr, w.asAddr = freeport.Address(t), freeport.Address(t)
 	w.url = "http://" + w.hsAddr
 	w.reg = appservice.NewRegistration(serverName, "http://"+w.asAddr)
 	yaml, err := w.reg.YAML()
@@ -112,21 +111,6 @@ func newWorld(t testing.TB, options ...func(*appservice.Options)) *world {
 	}
 	w.chief = w.logIn("chief", "the chief's own")
 	return w
-}
-
-// freeAddr is an address that stays free while a server restarts: outside of the range from which connections get
-// their own.
-func freeAddr(t testing.TB) string {
-	t.Helper()
-	for range 1000 {
-		ln, err := net.Listen("tcp", "127.0.0.1:"+strconv.Itoa(20_000+rand.N(10_000)))
-		if err == nil {
-			defer ln.Close()
-			return ln.Addr().String()
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
 }
 
 // background serves a handler and runs a server; the function it returns ends both as SIGTERM does.

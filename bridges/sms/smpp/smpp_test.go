@@ -19,6 +19,7 @@ import (
 	"github.com/carillon-chat/carillon/bridges/bridge"
 	"github.com/carillon-chat/carillon/bridges/sms"
 	"github.com/carillon-chat/carillon/bridges/sms/smpp"
+	"github.com/carillon-chat/carillon/test/freeport"
 	"github.com/carillon-chat/carillon/test/npm"
 )
 
@@ -308,10 +309,7 @@ func TestRefusals(t *testing.T) {
 // The SMSC is away, and comes back.
 func TestAway(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := freeport.Listen(t)
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	first := &smsc{t: t, addr: l.Addr().String()}
