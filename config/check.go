@@ -94,6 +94,7 @@ func (h *Homeserver) check(bad report, acme bool) {
 	if f.WellKnown != "" && !serverName.MatchString(f.WellKnown) {
 		bad("homeserver.federation.well_known", fmt.Sprintf("%q is not host:port", f.WellKnown), "write it such as chat.example.org:443")
 	}
+	f.checkNotaries(bad)
 	if h.Registration.Open && !h.Registration.Enabled {
 		bad("homeserver.registration.open", "it has no effect while registration is off", "set homeserver.registration.enabled: true, or remove open")
 	}

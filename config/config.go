@@ -95,6 +95,7 @@ type Federation struct {
 	AllowPrivate bool     `yaml:"allow_private_networks" doc:"Allow connections to loopback, private and link-local addresses. Needed between sites of one company network; otherwise leave it off, as strangers choose the names that this server connects to."`
 	Allow        []string `yaml:"allow" doc:"Names of the only servers to federate with; *.example.org covers all below it. Empty: every server."`
 	WellKnown    string   `yaml:"well_known" doc:"What /.well-known/matrix/server tells other servers: host:port where federation is reached. Empty: nothing is published there."`
+	Notaries     []Notary `yaml:"notaries" doc:"Servers that are trusted to tell the keys of others that cannot be reached themselves, in the order in which they are asked; at a company with several sites the head office's."`
 }
 
 // Registration says who may make an account.

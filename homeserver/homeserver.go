@@ -128,7 +128,7 @@ func (s *Server) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ring, err := serverkeys.NewRing(ctx, db, own, s.client, serverkeys.Options{Now: o.Now})
+	ring, err := serverkeys.NewRing(ctx, db, own, s.client, serverkeys.Options{Now: o.Now, Notaries: o.Federation.Notaries})
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/media"
 	"github.com/carillon-chat/carillon/homeserver/notices"
+	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 )
 
 // Options is what a server is built of. The zero values are usable but for
@@ -63,6 +64,8 @@ type Federation struct {
 	// empty: all.
 	Allow     []string
 	WellKnown string // host:port for /.well-known/matrix/server
+	// Notaries are asked for the keys of servers that cannot be reached.
+	Notaries []serverkeys.Notary
 }
 
 // Media bounds files.

@@ -20,6 +20,7 @@ import (
 	"github.com/carillon-chat/carillon/homeserver/httpapi"
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/notices"
+	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 	"github.com/carillon-chat/carillon/homeserver/sqldb"
 	"github.com/carillon-chat/carillon/homeserver/sso"
 )
@@ -152,7 +153,7 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 		PublicURL: cfg.PublicBaseURL, TrustedProxies: cfg.TrustedProxies(),
 		Federation: homeserver.Federation{
 			Enabled: h.Federation.Enabled, AllowPrivate: h.Federation.AllowPrivate, Allow: h.Federation.Allow,
-			WellKnown: h.Federation.WellKnown,
+			WellKnown: h.Federation.WellKnown, Notaries: notaries(h.Federation.Notaries),
 		},
 		TURN: homeserver.TURN{
 			URIs: h.TURN.URIs, SharedSecret: h.TURN.SharedSecret.Value(), Username: h.TURN.Username,
@@ -203,6 +204,16 @@ func homeserverOptions(cfg *config.Config, reg *appservice.Registration) (homese
 	}
 	opts.ApplicationServices, err = applicationServices(h.AppServices, reg)
 	return opts, err
+}
+
+// notaries are those of the configuration, which has been checked.
+func notaries(list []config.Notary) (out []serverkeys.Notary) {
+	for _, n := range list {
+		if keys, err := n.PublicKeys(); err == nil {
+			out = append(out, serverkeys.NewNotary(matrix.ServerName(n.ServerName), keys))
+		}
+	}
+	return out
 }
 
 // signIn takes over how people sign in.

@@ -42,6 +42,7 @@ import (
 type world struct {
 	t         testing.TB
 	authority *httpapitest.Authority
+	notaries  []serverkeys.Notary // of the servers that start from now on
 
 	mu    sync.Mutex
 	addrs map[string]string             // "name:8448" to what is listened on
@@ -106,6 +107,7 @@ func (w *world) dialer(from matrix.ServerName) func(ctx context.Context, network
 type server struct {
 	w        *world
 	name     matrix.ServerName
+	own      *serverkeys.Own
 	db       *sqldb.DB
 	log      *stream.Log
 	hub      *hub.Hub
@@ -144,11 +146,12 @@ func (w *world) start(name matrix.ServerName, d disk) *server {
 	must(err)
 	own, err := serverkeys.Load(d.keys, name)
 	must(err)
+	s.own = own
 	s.client, err = fedclient.New(fedclient.Options{Own: own, ExtraCAs: w.authority.PEM, Dial: w.dialer(name), Resolver: &net.Resolver{
 		PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no name service") },
 	}})
 	must(err)
-	ring, err := serverkeys.NewRing(ctx, s.db, own, s.client, serverkeys.Options{})
+	ring, err := serverkeys.NewRing(ctx, s.db, own, s.client, serverkeys.Options{Notaries: w.notaries})
 	must(err)
 	remote := federation.NewRemote(s.client, ring)
 	s.remote = remote

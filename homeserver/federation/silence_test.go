@@ -2,10 +2,12 @@ package federation_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"testing"
 
 	"github.com/carillon-chat/carillon/homeserver/matrix"
 	"github.com/carillon-chat/carillon/homeserver/rooms"
+	"github.com/carillon-chat/carillon/homeserver/serverkeys"
 )
 
 // stranger has c come into a room of a and b, and set its name, while c is cut off from b, which has never met it: b
@@ -60,8 +62,8 @@ func TestAStrangerSpeaksWhenTheLineIsBack(t *testing.T) {
 // Where nobody speaks the room is brought in order all the same, also by a server that was started anew.
 func TestAStrangerIsKnownThoughNobodySpeaks(t *testing.T) {
 	t.Parallel()
-	a, b, c, room, carol, name, restart := stranger(t, "12")
-	b = restart()
+	a, _, c, room, carol, name, restart := stranger(t, "12")
+	b := restart()
 	if b.hub.Joined(carol, room) {
 		t.Fatal("the join is there already")
 	}
@@ -72,4 +74,23 @@ func TestAStrangerIsKnownThoughNobodySpeaks(t *testing.T) {
 	for _, s := range []*server{a, c} {
 		until(t, "everybody hears b", func() bool { texts := s.texts(room); return texts[len(texts)-1] == "welcome" })
 	}
+}
+
+// A notary that is trusted tells the keys of a server that cannot be reached: then nothing is missing.
+func TestANotaryTellsTheKeysOfAStranger(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	a := w.start("a.test", newDisk(t))
+	w.notaries = []serverkeys.Notary{serverkeys.NewNotary(a.name, map[string][]byte{string(a.own.KeyID()): a.own.Private().Public().(ed25519.PublicKey)})}
+	b, c := w.start("b.test", newDisk(t)), w.start("c.test", newDisk(t))
+	room, _, bob := joined(t, a, b, "12")
+	w.cut(b.name, c.name, true)
+	carol := c.user("carol")
+	ok(t, c.rooms.Join(context.Background(), rooms.MemberChange{Room: room, Sender: carol, Target: carol, Via: []matrix.ServerName{a.name}}))
+	if !c.hub.Joined(bob, room) {
+		t.Error("c has not taken bob from a")
+	}
+	until(t, "a sees the join", func() bool { return a.hub.Joined(carol, room) })
+	a.send(room, matrix.NewUserID("alice", a.name), "who is there?")
+	until(t, "b sees the join", func() bool { return b.hub.Joined(carol, room) })
 }

@@ -138,7 +138,13 @@ func (r *Ring) tried(server matrix.ServerName, ok bool) {
 
 // ask gets a server's keys from itself, else from a notary.
 func (r *Ring) ask(ctx context.Context, server matrix.ServerName) ([]byte, error) {
-	raw, err := r.fetch.ServerKeys(ctx, server)
+	own := ctx
+	if len(r.opts.Notaries) > 0 { // time is left for them where the server says nothing at all
+		var cancel context.CancelFunc
+		own, cancel = context.WithTimeout(ctx, fetchTimeout/3)
+		defer cancel()
+	}
+	raw, err := r.fetch.ServerKeys(own, server)
 	if err == nil {
 		var keys gomatrixserverlib.ServerKeys
 		if keys, err = checked(server, raw); err == nil {

@@ -59,6 +59,15 @@ type Notary struct {
 	Keys map[gomatrixserverlib.KeyID][]byte
 }
 
+// NewNotary makes a Notary of its keys' names and the keys.
+func NewNotary(server matrix.ServerName, keys map[string][]byte) Notary {
+	n := Notary{Server: server, Keys: map[gomatrixserverlib.KeyID][]byte{}}
+	for id, key := range keys {
+		n.Keys[gomatrixserverlib.KeyID(id)] = key
+	}
+	return n
+}
+
 // Ring finds and keeps the keys of other servers. It is a gomatrixserverlib.JSONVerifier.
 type Ring struct {
 	db    *sqldb.DB
