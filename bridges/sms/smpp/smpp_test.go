@@ -140,7 +140,7 @@ func (o *told) events() sms.Events {
 
 func start(t *testing.T, s *smsc, edit func(*smpp.Options)) (*smpp.Client, *told) {
 	t.Helper()
-	o := smpp.Options{Address: s.addr, SystemID: "carillon", Password: "secret", Source: "10690", Timeout: 2 * time.Second}
+	o := smpp.Options{Address: s.addr, SystemID: "carillon", Password: "secret", Source: "10690", Timeout: 5 * time.Second}
 	if edit != nil {
 		edit(&o)
 	}
@@ -313,7 +313,7 @@ func TestAway(t *testing.T) {
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
 	first := &smsc{t: t, addr: l.Addr().String()}
-	c, _ := start(t, first, nil)
+	c, _ := start(t, first, func(o *smpp.Options) { o.Timeout = 15 * time.Second })
 	result := make(chan error, 1)
 	go func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
