@@ -5,9 +5,11 @@
 package freeport
 
 import (
+	"errors"
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"syscall"
 	"testing"
 )
 
@@ -16,11 +18,25 @@ const (
 	count = 12_000
 )
 
-// Listen listens at a port that nobody else takes while it is closed and opened again.
+// Listen listens at a port that nobody else takes while it is closed and opened again, until the test ends: other tests
+// see it by the same port of a second address of this machine, where nobody listens but to say so.
 func Listen(t testing.TB) net.Listener {
 	t.Helper()
 	for range 1000 {
-		if l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(first+rand.N(count)))); err == nil {
+		port := strconv.Itoa(first + rand.N(count))
+		taken, err := net.Listen("tcp", net.JoinHostPort("127.0.0.9", port))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		l, lerr := net.Listen("tcp", net.JoinHostPort("127.0.0.1", port))
+		if err == nil {
+			if lerr != nil {
+				taken.Close()
+				continue
+			}
+			t.Cleanup(func() { taken.Close() })
+		}
+		if lerr == nil {
 			return l
 		}
 	}
