@@ -47,13 +47,22 @@ func Listen(t testing.TB) net.Listener {
 // Address is one with such a port.
 func Address(t testing.TB) string {
 	t.Helper()
-	return net.JoinHostPort("127.0.0.1", strconv.Itoa(Number(t)))
-}
-
-// Number is such a port.
-func Number(t testing.TB) int {
-	t.Helper()
 	l := Listen(t)
 	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return l.Addr().String()
+}
+
+// Number is such a port for a program that listens at all addresses of the machine. Another test may take it once the
+// program has ended.
+func Number(t testing.TB) int {
+	t.Helper()
+	for range 1000 {
+		port := first + rand.N(count)
+		if l, err := net.Listen("tcp", ":"+strconv.Itoa(port)); err == nil {
+			l.Close()
+			return port
+		}
+	}
+	t.Fatal("no port is free")
+	return 0
 }
