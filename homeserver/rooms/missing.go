@@ -304,7 +304,8 @@ func authorised(good, all map[matrix.EventID]*events.Event) []*events.Event {
 // keys cannot be had.
 // Spec: server-server-api#retrieving-missing-events
 func (r *Rooms) fillGap(ctx context.Context, origin matrix.ServerName, ev *events.Event) (unjudged []matrix.EventID, err error) {
-	rm, err := r.locked(ctx, ev.Room)
+	// What is said to be here must be found here when the answer has come.
+	rm, err := r.settled(ctx, ev.Room)
 	if err != nil {
 		return nil, err
 	}
