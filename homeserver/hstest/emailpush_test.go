@@ -25,7 +25,7 @@ func pusherBody(address string) obj {
 func TestUnreadMessagesAreToldByEmail(t *testing.T) {
 	t.Parallel()
 	p, opts := withPost(t, func(o *homeserver.Options) {
-		o.Contacts.Notify, o.Contacts.NotifyAfter, o.Contacts.NotifyEvery = true, 1500*time.Millisecond, 500*time.Millisecond
+		o.Contacts.Notify, o.Contacts.NotifyAfter, o.Contacts.NotifyEvery = true, 300*time.Millisecond, 500*time.Millisecond
 	})
 	s := hstest.New(t, opts...)
 	alice, bob := s.User("alice"), s.User("bob")
@@ -74,7 +74,7 @@ func TestUnreadMessagesAreToldByEmail(t *testing.T) {
 	// A mail server that is away for a moment loses nothing: it is tried again later, here at the next message.
 	p.Refuse(&smtp.SMTPError{Code: 550, EnhancedCode: smtp.EnhancedCode{5, 1, 1}, Message: "no"})
 	bob.Say(open, "没人收")
-	time.Sleep(2500 * time.Millisecond)
+	time.Sleep(700 * time.Millisecond)
 	p.Refuse(nil)
 
 	// The link ends it: looking does not, pressing does, once.
@@ -108,7 +108,7 @@ func TestUnreadMessagesAreToldByEmail(t *testing.T) {
 	}
 	before := len(p.All(address))
 	bob.Say(open, "还有人吗")
-	time.Sleep(2500 * time.Millisecond)
+	time.Sleep(700 * time.Millisecond)
 	if n := len(p.All(address)); n != before {
 		t.Errorf("%d e-mails after the end", n-before)
 	}

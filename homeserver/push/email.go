@@ -51,9 +51,10 @@ const (
 
 // mailer knows when which pusher has an e-mail due.
 type mailer struct {
-	mu    sync.Mutex
-	boxes map[int64]*mailbox // by pusher
-	bell  chan struct{}      // capacity one: something is due earlier; full is as good
+	mu     sync.Mutex
+	boxes  map[int64]*mailbox // by pusher
+	bell   chan struct{}      // capacity one: something is due earlier; full is as good
+	saving sync.Mutex         // before mu
 }
 
 // mailbox is the state of one pusher by e-mail; times in ms, 0 for none.
@@ -97,7 +98,11 @@ func (p *Push) noteMail(ctx context.Context, s *sender, pos stream.Pos) {
 	}
 }
 
+// saveMail stores when an e-mail is due, also while the server stops: else nobody would know of it after the start.
 func (p *Push) saveMail(ctx context.Context, b *mailbox) {
+	p.mail.saving.Lock() // what is stored last is the newest
+	defer p.mail.saving.Unlock()
+	ctx = context.WithoutCancel(ctx)
 	p.mail.mu.Lock()
 	id, told, due, sent := b.s.pusher.ID, b.told, b.due, b.sent
 	p.mail.mu.Unlock()
@@ -105,7 +110,7 @@ func (p *Push) saveMail(ctx context.Context, b *mailbox) {
 		_, err := tx.Exec(qMailState, id, int64(told), due, sent)
 		return err
 	})
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
 		log.WithError(err).Warn("storing when an e-mail is due")
 	}
 }
@@ -151,7 +156,7 @@ func (p *Push) mailTo(ctx context.Context, b *mailbox) {
 	p.mail.mu.Unlock()
 	head := p.log.Head()
 	sent, err := p.tellUnread(ctx, b.s.pusher, told)
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && !sent {
 		return // it is still due in the database
 	}
 	now := p.opts.Now()
