@@ -9,8 +9,8 @@
 // finds that the room has moved builds again: memory can be wrong, the database
 // cannot.
 //
-// Tables: rooms, memberships (of local users), erasures. The state over time is in package
-// state, the events in package events.
+// Tables: rooms, memberships (of local users), erasures, built_on, silences. The state over
+// time is in package state, the events in package events.
 //
 // Spec: server-server-api#pdus, client-server-api#rooms
 //

@@ -18,8 +18,10 @@ import (
 )
 
 const (
-	// lookAgain is how often a room's events are the occasion to look for keys.
+	// lookAgain is how often a room's events are the occasion to look for keys, and
+	// lookedAt of how many servers at a time.
 	lookAgain = 10 * time.Second
+	lookedAt  = 20
 	// A room in which nobody speaks is looked at after soonest, and then less and
 	// less often.
 	soonest = 5 * time.Second
@@ -177,23 +179,33 @@ func (r *Rooms) heard(ctx context.Context, room matrix.RoomID, since uint64) err
 }
 
 // audible reports whether the keys of one of a room's silent servers are there, or can
-// be had, if ask says to try.
+// be had, if ask says to try. Of many servers it looks at some, others the next time.
 func (r *Rooms) audible(ctx context.Context, room matrix.RoomID, ask bool) (bool, error) {
-	var list []matrix.ServerName
-	r.silences.mu.Lock()
-	if in := r.silences.rooms[room]; in != nil {
-		in.looked = r.o.Now()
-		for s := range in.servers {
-			list = append(list, s)
+	list := r.silences.some(room, r.o.Now())
+	had, errs := make([]bool, len(list)), make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, s := range list {
+		wg.Go(func() { had[i], errs[i] = r.o.Remote.HasKeys(ctx, s, ask) })
+	}
+	wg.Wait()
+	return slices.Contains(had, true), errors.Join(errs...)
+}
+
+// some are silent servers of a room, in no order, and notes that it was looked at.
+func (s *silences) some(room matrix.RoomID, now time.Time) (out []matrix.ServerName) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	in := s.rooms[room]
+	if in == nil {
+		return nil
+	}
+	in.looked = now
+	for server := range in.servers {
+		if out = append(out, server); len(out) == lookedAt {
+			break
 		}
 	}
-	r.silences.mu.Unlock()
-	for _, s := range list {
-		if ok, err := r.o.Remote.HasKeys(ctx, s, ask); ok || err != nil {
-			return ok, err
-		}
-	}
-	return false, nil
+	return out
 }
 
 // stateDue gives the state before an event as its origin has it, where the state here
