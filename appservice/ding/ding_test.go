@@ -131,9 +131,6 @@ func TestRecall(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.w.mu.Lock()
-	s.w.fail = nil
-	s.w.mu.Unlock()
 	for _, p := range []string{"zhang", "li"} {
 		s.told(p, "* 梅主管 撤回了这条 DING")
 	}
@@ -141,6 +138,9 @@ func TestRecall(t *testing.T) {
 		t.Errorf("retracted by %d edits", len(es))
 	}
 	s.cardShows("mei", "已撤回；撤回前已送达 2 人")
+	s.w.mu.Lock()
+	s.w.fail = nil // by now no attempt of before is under way
+	s.w.mu.Unlock()
 	s.reacts("zhang", e.id, "✅")
 	n := s.counts(id)
 	if n.Recalled != 2 || n.Confirmed != 1 || n.Late != 1 || n.WentOut != 2 {
