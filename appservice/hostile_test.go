@@ -1,6 +1,7 @@
 package appservice_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -27,15 +28,15 @@ var hostileBodies = map[string]string{
 
 // hostileEvents are events that the service acts upon.
 var hostileEvents = []string{
-	`{"type":"m.reaction","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$r","content":{"m.relates_to":{"rel_type":"m.annotation","event_id":"$1","key":"👀"}}}`,
-	`{"type":"m.reaction","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$k","content":{"m.relates_to":{"rel_type":"m.annotation","event_id":"$1","key":"✅"}}}`,
-	`{"type":"m.room.message","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$q","content":{"msgtype":"m.text","body":"!readers","m.relates_to":{"m.in_reply_to":{"event_id":"$1"}}}}`,
-	`{"type":"m.room.message","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$c","content":{"msgtype":"m.text","body":"收到","m.relates_to":{"rel_type":"m.thread","event_id":"$2","m.in_reply_to":{"event_id":"$1"}}}}`,
-	`{"type":"m.room.message","room_id":"!a:example.com","sender":"@004:example.com","event_id":"$d","origin_server_ts":1,"content":{"msgtype":"m.text","body":"!ding 003 come","formatted_body":"<b>!ding 003</b>","m.mentions":{"user_ids":["@003:example.com"]}}}`,
-	`{"type":"im.carillon.ding.confirm","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$f","content":{"m.relates_to":{"rel_type":"m.reference","event_id":"$1"}}}`,
+	`{"type":"m.reaction","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$ownr","content":{"m.relates_to":{"rel_type":"m.annotation","event_id":"$1","key":"👀"}}}`,
+	`{"type":"m.reaction","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$ownk","content":{"m.relates_to":{"rel_type":"m.annotation","event_id":"$1","key":"✅"}}}`,
+	`{"type":"m.room.message","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$ownq","content":{"msgtype":"m.text","body":"!readers","m.relates_to":{"m.in_reply_to":{"event_id":"$1"}}}}`,
+	`{"type":"m.room.message","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$ownc","content":{"msgtype":"m.text","body":"收到","m.relates_to":{"rel_type":"m.thread","event_id":"$2","m.in_reply_to":{"event_id":"$1"}}}}`,
+	`{"type":"m.room.message","room_id":"!a:example.com","sender":"@004:example.com","event_id":"$ownd","origin_server_ts":1,"content":{"msgtype":"m.text","body":"!ding 003 come","formatted_body":"<b>!ding 003</b>","m.mentions":{"user_ids":["@003:example.com"]}}}`,
+	`{"type":"im.carillon.ding.confirm","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$ownf","content":{"m.relates_to":{"rel_type":"m.reference","event_id":"$1"}}}`,
 	`{"type":"m.room.redaction","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$x","redacts":"$1","content":{"redacts":"$1"}}`,
-	`{"type":"m.room.encrypted","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$y","content":{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"x"}}`,
-	`{"type":"m.room.member","state_key":"@003:example.com","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$m","content":{"membership":"join","displayname":"x"},"unsigned":{"prev_content":{"membership":"invite"}}}`,
+	`{"type":"m.room.encrypted","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$owny","content":{"algorithm":"m.megolm.v1.aes-sha2","ciphertext":"x"}}`,
+	`{"type":"m.room.member","state_key":"@003:example.com","room_id":"!a:example.com","sender":"@003:example.com","event_id":"$ownm","content":{"membership":"join","displayname":"x"},"unsigned":{"prev_content":{"membership":"invite"}}}`,
 }
 
 func (w *world) hostile(t testing.TB) (*httpapitest.Hostile, []string) {
@@ -98,6 +99,8 @@ func TestHostile(t *testing.T) {
 		good = strings.ReplaceAll(good, "!a:example.com", room)
 		for why, b := range h.Mutations([]byte(good)) {
 			n++
+			// Each is an event of its own: one that is known already changes nothing.
+			b = bytes.Replace(b, []byte(`"event_id":"$own`), fmt.Appendf(nil, `"event_id":"$%d`, n), 1)
 			txn := fmt.Sprintf(`{"events":[%s]}`, b)
 			path := fmt.Sprint("/_matrix/app/v1/transactions/e", n)
 			if status, answer := h.Send("PUT", "/_matrix/app/v1/transactions/{txnId}", path, "", []byte(txn), why); status != http.StatusOK && sound([]byte(txn)) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,10 +45,8 @@ func (c *content) about() []string {
 	if c.RelatesTo.RelType == "m.thread" {
 		ids = append(ids, c.RelatesTo.EventID)
 	}
-	if e := c.RelatesTo.InReplyTo.EventID; e != "" {
-		ids = append(ids, e)
-	}
-	return ids
+	ids = append(ids, c.RelatesTo.InReplyTo.EventID)
+	return slices.DeleteFunc(ids, func(e string) bool { return !mxclient.Identifier(e) })
 }
 
 // OnEvent takes one event; see OnEvents.
@@ -130,7 +129,7 @@ func (d *Dings) answerOf(answers []answer, l *live, person string, ev *mxclient.
 // about finds the DING of a message in a person's DING room: in memory, in the tables, or, when the message is on the
 // way to becoming known, by asking the homeserver for it.
 func (d *Dings) about(ctx context.Context, room, person, event string) (*live, error) {
-	if event == "" {
+	if !mxclient.Identifier(event) {
 		return nil, nil
 	}
 	d.mu.Lock()

@@ -143,7 +143,7 @@ func (l *Lists) takeEvent(ctx context.Context, b *batch, ev *mxclient.Event) err
 	switch {
 	case isMessage(ev, &c):
 		e.kind = kindMessage
-		if c.RelatesTo.RelType == "m.thread" && c.RelatesTo.EventID != "" {
+		if c.RelatesTo.RelType == "m.thread" && mxclient.Identifier(c.RelatesTo.EventID) {
 			e.thread = b.thread(r, c.RelatesTo.EventID)
 		}
 	case target != nil:
@@ -162,7 +162,7 @@ func (l *Lists) takeEvent(ctx context.Context, b *batch, ev *mxclient.Event) err
 // effects is what an event changes besides standing in the order.
 func (l *Lists) effects(b *batch, r *room, ev *mxclient.Event, c *content, e, target *event) {
 	switch {
-	case ev.Type == "m.room.member" && ev.StateKey != nil:
+	case ev.Type == "m.room.member" && ev.StateKey != nil && mxclient.Identifier(*ev.StateKey):
 		l.membership(b, r, *ev.StateKey, c.Membership, ev.Unsigned, e.pos)
 	case ev.Type == "m.room.power_levels" && ev.StateKey != nil:
 		r.power = nil
@@ -194,7 +194,7 @@ func (l *Lists) target(ctx context.Context, b *batch, r *room, ev *mxclient.Even
 	case c.RelatesTo.RelType == "m.replace", c.RelatesTo.RelType == "m.annotation":
 		id = c.RelatesTo.EventID
 	}
-	if id == "" {
+	if !mxclient.Identifier(id) {
 		return nil, nil
 	}
 	if e := b.byID[id]; e != nil {
@@ -300,7 +300,10 @@ func (l *Lists) OnReceipts(ctx context.Context, receipts []mxclient.Receipt) err
 	for i := range receipts {
 		rc := &receipts[i]
 		private := rc.Kind == "m.read.private"
-		if rc.Kind != "m.read" && !private || private && !l.opts.CountPrivate || l.bots[rc.User] || rc.Event == "" {
+		if !mxclient.Identifier(rc.Event) || !mxclient.Identifier(rc.User) || rc.Thread != "" && !mxclient.Identifier(rc.Thread) {
+			continue // none that anybody could have meant
+		}
+		if rc.Kind != "m.read" && !private || private && !l.opts.CountPrivate || l.bots[rc.User] {
 			continue
 		}
 		if rooms[rc.Room] == nil {

@@ -35,10 +35,10 @@ func asked(ev *mxclient.Event) (q question, ok bool) {
 	switch ev.Type {
 	case "m.reaction":
 		if rel.RelType == "m.annotation" && strings.TrimRight(rel.Key, "\ufe0f\ufe0e") == "\U0001F440" {
-			return question{message: rel.EventID, plain: true}, rel.EventID != ""
+			return question{message: rel.EventID, plain: true}, mxclient.Identifier(rel.EventID)
 		}
 	case "m.room.message":
-		if rel.RelType == "m.replace" || rel.InReplyTo.EventID == "" || c.MsgType != "m.text" {
+		if rel.RelType == "m.replace" || !mxclient.Identifier(rel.InReplyTo.EventID) || c.MsgType != "m.text" {
 			return q, false
 		}
 		switch strings.ToLower(strings.TrimSpace(Unquoted(c.Body))) {
