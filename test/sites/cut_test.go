@@ -164,7 +164,9 @@ func TestUnitsUnreadAndTimes(t *testing.T) {
 		return id != ""
 	})
 	c.confirms("2001", id)
-	if n := c.must("2001", "GET", "/dings?box=received", nil).Get("dings.#").Int(); n != 2 {
+	received := func() int64 { return c.must("2001", "GET", "/dings?box=received", nil).Get("dings.#").Int() }
+	eventually(t, "2001 has received both", func() bool { return received() >= 2 })
+	if n := received(); n != 2 {
 		t.Errorf("2001 has received %d DINGs, want 2", n)
 	}
 }
