@@ -157,6 +157,21 @@ func TestRecall(t *testing.T) {
 	}
 }
 
+// Who has a client that shows the record of a DING itself may react to that.
+func TestTheRecordIsConfirmed(t *testing.T) {
+	t.Parallel()
+	s := tell(t)
+	id := s.ding("mei", "come", to("zhang", "li"))
+	s.notice("zhang", "come")
+	s.notice("li", "come")
+	s.reacts("zhang", s.w.find("!zhang", "im.carillon.ding", "")[0].id, "✅")
+	s.eventually("one has confirmed", func() bool { return s.counts(id).Confirmed == 1 })
+	s.reacts("li", s.w.find("!zhang", "im.carillon.ding", "")[0].id, "✅") // not his
+	if n := s.counts(id); n.Confirmed != 1 {
+		t.Errorf("%+v", n)
+	}
+}
+
 // A message that is on its way while its DING is recalled is retracted too.
 func TestRecallWhileSending(t *testing.T) {
 	for _, crash := range []bool{false, true} {

@@ -157,6 +157,15 @@ func (d *Dings) about(ctx context.Context, room, person, event string) (*live, e
 	if err != nil {
 		return nil, fmt.Errorf("asking for a message: %w", err)
 	}
+	if ev.Type == typeDing && ev.Sender == string(d.opts.Matrix.BotID()) { // a client that shows the record itself
+		var rec struct {
+			Ding string `json:"ding_id"`
+		}
+		if json.Unmarshal(ev.Content, &rec) != nil {
+			return nil, nil
+		}
+		return d.get(ctx, rec.Ding)
+	}
 	key, ok := d.companion(ev)
 	if !ok || key.Person != person {
 		return nil, nil

@@ -30,9 +30,9 @@ const department = named(z, "技术研发部").roomId;
 /** The room with Carillon, and its newest message that says something. */
 const carillon = (x, text) => until(`Carillon says ${text} to ${x.person.name}`, () => {
     const r = x.getRooms().find((r) => r.name === "Carillon" && r.getMyMembership() === "join");
-    const e = r?.getLiveTimeline().getEvents().findLast((e) => e.getSender() === `@carillon:${given.server}` && e.getContent().body?.includes(text));
+    const e = r?.getLiveTimeline().getEvents().findLast((e) => e.getSender() === `@carillon:${given.server}` && e.getType() === "m.room.message" && e.getContent().body?.includes(text));
     return e && { room: r.roomId, event: e };
-});
+}, { why: () => JSON.stringify(x.getRooms().filter((r) => r.name === "Carillon").map((r) => r.getLiveTimeline().getEvents().map((e) => [e.getId(), e.getTs(), e.getRelation()?.event_id, e.replacingEventId(), e.getContent().body]))) });
 
 await step("a message is read; 👀 tells who has read it", async () => {
     const id = await send(z, department, { msgtype: "m.text", body: "大家好" });
